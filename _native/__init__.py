@@ -1,0 +1,1 @@
+"""The native floor: what must not cost a Python instruction per call."""

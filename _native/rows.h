@@ -1,0 +1,3 @@
+#ifndef BT_ROWS_H
+#define BT_ROWS_H
+#endif

@@ -1,0 +1,3 @@
+#ifndef BT_WIRE_H
+#define BT_WIRE_H
+#endif

@@ -1,0 +1,1 @@
+# cython: language_level=3, auto_pickle=False, autotestdict=False
