@@ -6,6 +6,7 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 __all__ = ["BatchOptions"]
@@ -87,11 +88,12 @@ class BatchOptions:
         sizes = tuple(_positive_int("allowed_batch_sizes", size) for size in self.allowed_batch_sizes)
         if not sizes or len(sizes) > 64:
             raise ValueError(f"allowed_batch_sizes must name 1 to 64 sizes, got {len(sizes)}")
-        if any(a >= b for a, b in zip(sizes, sizes[1:], strict=False)):
+        if any(a >= b for a, b in pairwise(sizes)):
             raise ValueError(f"allowed_batch_sizes must be ascending without repeats, got {sizes}")
         if sizes[-1] != self.max_batch_size:
             raise ValueError(
-                f"the last of allowed_batch_sizes must be max_batch_size ({self.max_batch_size}), got {sizes[-1]}"
+                f"the last of allowed_batch_sizes must be max_batch_size ({self.max_batch_size}), "
+                f"got {sizes[-1]}"
             )
         return sizes
 

@@ -1,0 +1,80 @@
+# Two commands for a newcomer: `make demo` and `make test`. Everything is installed into $(VENV), nothing outside it.
+
+.DEFAULT_GOAL := help
+.PHONY: demo test debug-test lint bench build clean help
+
+# The first of these that runs, is 3.11 or newer, and brings what an environment and an extension need.
+CANDIDATES := python3.11 python3.12 python3.13 python3.14 python3 python
+USABLE := import os, sys, sysconfig, venv, ensurepip; \
+  sys.exit(sys.version_info < (3, 11) or not os.path.exists(sysconfig.get_path("include") + "/Python.h"))
+ifndef PYTHON
+PYTHON := $(shell for p in $(CANDIDATES); do \
+  if $$p -c '$(USABLE)' >/dev/null 2>&1; then echo $$p; break; fi; done)
+endif
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Passed to meson, for instance -Csetup-args=-Dbuildtype=debug.
+BUILD_ARGS ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+# meson-python calls meson and ninja by name. The compiled tree lives in the environment, so that the two go together.
+PIP := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES := pyproject.toml meson.build $(shell find _native batching runner -type f -not -name '*.pyc')
+# The folder `batching` here must never shadow the installed package.
+RUN := PYTHONSAFEPATH=1 $(BIN)
+
+help: ## show this list
+	@echo "Targets:"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.package $(VENV)/.group-demo ## train a classifier, serve it with two workers, compare batched with unbatched
+	$(RUN)/python examples/demo.py
+
+test: $(VENV)/.package $(VENV)/.group-demo $(VENV)/.group-test ## run the tests against the installed package
+	$(RUN)/pytest $(PYTEST_ARGS)
+
+debug-test: ## the same with a debug build: C assertions on, in an environment of its own
+	$(MAKE) test VENV=.venv-debug BUILD_ARGS="-Csetup-args=-Dbuildtype=debug"
+
+lint: $(VENV)/.package $(VENV)/.group-lint ## style, format, types and stubs, on the tree as it is installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd $(VENV) && bin/mypy --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p batching
+	cd $(VENV) && bin/stubtest --mypy-config-file "$(CURDIR)/pyproject.toml" batching._native
+
+bench: $(VENV)/.package ## run every benchmark (BENCH_ARGS="--json" also writes bench/results)
+	@for bench in bench/bench_*.py; do echo "== $$bench"; $(RUN)/python $$bench $(BENCH_ARGS) || exit 1; done
+
+build: $(VENV)/.package ## make the wheel and the sdist in dist/
+	$(PIP) wheel --no-deps --no-build-isolation $(BUILD_ARGS) -w dist .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -c "import mesonpy; print(mesonpy.build_sdist('dist'))"
+
+clean: ## remove everything that was built or installed here
+	rm -rf .venv .venv-debug build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.pip:
+ifeq ($(strip $(PYTHON)),)
+	@echo "No usable Python found. Needed: CPython 3.11 or newer with venv and its C headers; tried: $(CANDIDATES)." >&2
+	@echo "Name one: make PYTHON=/path/to/python3.11 ..." >&2
+	@exit 1
+else
+	@echo "environment: $(VENV), made with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade pip
+	@touch $@
+endif
+
+# Dependency groups of pyproject.toml; older pips do not know --group, the upgraded one does.
+$(VENV)/.group-%: pyproject.toml | $(VENV)/.pip
+	@echo "installing the dependency group $*"
+	@$(PIP) install --group $*
+	@touch $@
+
+# Installed as users have it, not editable: what is tested is what a wheel holds.
+$(VENV)/.package: $(SOURCES) $(VENV)/.group-build
+	@echo "building and installing adaptive-batching"
+	@$(PIP) install --no-build-isolation -Cbuild-dir=$(VENV)/build $(BUILD_ARGS) .
+	@touch $@
