@@ -13,13 +13,15 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {"_native": "batching._native", "batching": "batching", "runner": "batching.runner"}
 # The package's face re-exports names of every floor, lazily.
 FACE = ROOT / "batching" / "__init__.py"
+# The words for failure lie under every floor: the module imports nothing of ours, so all may import it.
+VOCABULARY = "batching.errors"
 
 
 def floor_of(module: str) -> int | None:
     """0, 1, 2 from the ground up; None for a module that is not ours."""
     if module != "batching" and not module.startswith("batching."):
         return None
-    if re.match(r"batching\._native\b", module):
+    if re.match(rf"{re.escape(VOCABULARY)}\b|batching\._native\b", module):
         return 0
     return 2 if re.match(r"batching\.runner\b", module) else 1
 
@@ -66,6 +68,12 @@ def test_python_file_imports_only_its_own_floor_and_those_below(path: Path) -> N
 def test_cython_file_imports_only_the_ground_floor(path: Path) -> None:
     upper = [name for name in cython_imports_of(path) if floor_of(name) in (1, 2)]
     assert not upper, f"{path.relative_to(ROOT)} imports {upper} from a floor above its own"
+
+
+def test_vocabulary_of_errors_imports_nothing_of_the_package() -> None:
+    path = ROOT / "batching" / "errors.py"
+    assert module_of(path) == VOCABULARY
+    assert [name for name in imports_of(path) if floor_of(name) is not None] == []
 
 
 @pytest.mark.parametrize(
