@@ -63,7 +63,8 @@ typedef enum {
 typedef struct {
     bt_verdict verdict;
     bt_id id;                /* 0 unless admitted */
-    int64_t predicted_ns;    /* from now to the predicted answer; -1: not calibrated */
+    int64_t predicted_ns;    /* from now to the predicted answer; -1: not calibrated, or not
+                                looked at: admitted, and without a deadline */
 } bt_admission;
 
 /* ---- decisions -------------------------------------------------------- */
@@ -178,5 +179,9 @@ void bt_get_statistics(const bt_scheduler *s, bt_statistics *out);
 
 /* Checks every invariant; NULL if all hold, else the sentence that does not. */
 const char *bt_check(const bt_scheduler *s);
+
+/* Schedulers, calls and batches that live in this process; -1 unless compiled
+ * with BT_DEBUG_COUNTERS. */
+int64_t bt_live_objects(void);
 
 #endif
