@@ -33,7 +33,6 @@ __all__ = [
 
 _CACHE_ENTRIES = 1024
 _LIST = ListKind()
-_NUMPY = NumpyKind()
 _pandas: dict[str, Kind] = {}
 
 
@@ -41,7 +40,9 @@ class Registry:
     """The kinds of one runner, by type and by name. Finding one costs a dictionary access."""
 
     def __init__(self, kinds: Sequence[Kind] = ()) -> None:
-        self._named: dict[str, Kind] = {_LIST.name: _LIST, _NUMPY.name: _NUMPY}
+        # Its own: it keeps buffers, which end with the runner.
+        self._numpy = NumpyKind()
+        self._named: dict[str, Kind] = {_LIST.name: _LIST, self._numpy.name: self._numpy}
         self._own: dict[type, Kind] = {}
         for kind in kinds:
             self._add(kind)
@@ -87,7 +88,7 @@ class Registry:
         if cls in self._own:
             return self._own[cls]
         if cls is np.ndarray or cls is np.memmap:
-            return _NUMPY
+            return self._numpy
         if issubclass(cls, list):
             return _LIST
         for base in cls.__mro__:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from batching._native.rows import BufferPool, join_blocks, split_blocks
 from batching.errors import InvalidPayload
 
 from . import pickling
@@ -21,6 +22,8 @@ from .kinds import Fixed, Kind, Piece, Var, make_var, refuse_pickle, take_fixed,
 __all__ = ["NumpyKind", "dtype_from_token", "dtype_token", "is_raw"]
 
 _CACHE_ENTRIES = 1024
+# Smaller batches come from the allocator without a page fault.
+_POOLED_BYTES = 256 * 1024
 _tokens: dict[np.dtype[Any], Hashable] = {}
 _dtypes: dict[Hashable, np.dtype[Any]] = {}
 
@@ -98,6 +101,9 @@ class NumpyKind(Kind):
     name = "ndarray"
     types = (np.ndarray, np.memmap)
 
+    def __init__(self) -> None:
+        self._pool = BufferPool()
+
     def lift(self, item: Any) -> np.ndarray[Any, Any]:
         return np.asarray(item)[np.newaxis]
 
@@ -114,20 +120,13 @@ class NumpyKind(Kind):
 
     def join(self, key: Any, pieces: Sequence[Piece]) -> np.ndarray[Any, Any]:
         first = pieces[0].batch
-        joined = np.empty((sum(piece.rows for piece in pieces), *first.shape[1:]), dtype=first.dtype)
-        at = 0
-        for batch, start, rows in pieces:
-            joined[at : at + rows] = batch[start : start + rows]
-            at += rows
-        return joined
+        shape = (sum(piece.rows for piece in pieces), *first.shape[1:])
+        if first.itemsize * math.prod(shape) < _POOLED_BYTES or not is_raw(first.dtype):
+            return join_blocks(list(pieces))
+        return join_blocks(list(pieces), self._pool.take(first.dtype, shape))
 
     def cut(self, batch: np.ndarray[Any, Any], counts: Sequence[int], *, owned: bool) -> list[Any]:
-        parts = []
-        first = 0
-        for rows in counts:
-            parts.append(np.array(batch[first : first + rows], order="C"))
-            first += rows
-        return parts
+        return split_blocks(batch, list(counts), owned)
 
     def encode(self, key: Any, batch: np.ndarray[Any, Any], *, allow_pickle: bool) -> Iterable[Fixed | Var]:
         if is_raw(batch.dtype):
