@@ -543,6 +543,8 @@ cdef class ItemHandle:
     """Makes single calls: `run` and `async_run`. The base of everything callable."""
 
     cdef object _engine
+    cdef public object _local
+    """What a subclass keeps in this process: outside `__dict__`, which is the user's."""
 
     def _bind(self, engine):
         """Sets the engine; None takes it away."""

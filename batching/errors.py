@@ -6,6 +6,9 @@ that a traceback or a note added by one caller is never seen by another.
 
 from __future__ import annotations
 
+from traceback import format_exception
+from typing import Self
+
 __all__ = [
     "BatchingError",
     "DeadlineExceeded",
@@ -67,6 +70,15 @@ class RunnerError(BatchingError):
         self.type_name = type_name
         self.message = message
         self.traceback = traceback
+
+    @classmethod
+    def from_exception(cls, hook: str, error: BaseException) -> Self:
+        """A new instance about what the runner's ``hook`` raised, with it as the cause."""
+        name = type(error).__name__
+        text = "".join(format_exception(error))
+        own = cls(f"{hook} raised {name}: {error}", name, str(error), text)
+        own.__cause__ = error
+        return own
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.args[0], self.type_name, self.message, self.traceback)

@@ -62,3 +62,7 @@ cdef int64_t monotonic_ns() noexcept nogil
 cdef Port running_port()
 cdef bint set_outcome(Call call, object result, object error) except -1
 cdef int wake(Call call) except -1
+cdef PyThread_type_lock take_lock() except NULL
+cdef int give_back_lock(PyThread_type_lock lock) except -1
+cdef int block(PyThread_type_lock lock, int64_t until_ns) except -1
+cdef object late(Call call)
