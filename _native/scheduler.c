@@ -19,7 +19,7 @@ int64_t bt_live_objects(void) {
 #ifdef BT_DEBUG_COUNTERS
     return atomic_load(&bt_live_counter);
 #else
-    return -1;
+    return 0;
 #endif
 }
 

@@ -180,8 +180,8 @@ void bt_get_statistics(const bt_scheduler *s, bt_statistics *out);
 /* Checks every invariant; NULL if all hold, else the sentence that does not. */
 const char *bt_check(const bt_scheduler *s);
 
-/* Schedulers, calls and batches that live in this process; -1 unless compiled
- * with BT_DEBUG_COUNTERS. */
+/* Schedulers, calls and batches that live in this copy of the core (every
+ * extension module has its own); 0 unless compiled with BT_DEBUG_COUNTERS. */
 int64_t bt_live_objects(void);
 
 #endif
