@@ -264,8 +264,9 @@ cdef class Waiter:
             raise RuntimeError("a call has one waiter: the task that awaits it")
         self.callback = callback
         self.context = context
-        if self.call is None or self.call.state == SETTLED:
-            # The outcome came between the yield and now: it woke nobody.
+        if self.call is None:
+            # The call was woken between the yield and now: nobody was there. A call that
+            # has its outcome and was not woken yet will be: a second time must not be.
             running_port()._call_soon(callback, self, context=context)
 
     def remove_done_callback(self, callback):
