@@ -31,6 +31,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 import asyncio
 import heapq
+import os
 from asyncio import CancelledError, get_running_loop
 from collections.abc import Coroutine
 
@@ -68,6 +69,8 @@ cdef extern from "Python.h":
     int PyContext_Exit(object context) except -1
     object PyObject_CallOneArg(object callable, object arg)
     int PyErr_CheckSignals() except -1
+    PyObject *PyThreadState_GetDict()
+    PyObject *PyDict_GetItem(object mapping, object key)
     int PyErr_WarnFormat(object category, Py_ssize_t level, const char *format, ...) except -1
     void PyErr_WriteUnraisable(object where)
 
@@ -117,6 +120,7 @@ cdef int give_back_lock(PyThread_type_lock lock) except -1:
 
 # ---- event loops ---------------------------------------------------------------
 
+cdef str HOLDER = "__asyncio_running_event_loop__"
 cdef dict _ports = {}
 cdef Port _last_port = None
 
@@ -125,16 +129,31 @@ cdef Port running_port():
     """The port of the loop that runs in this thread; RuntimeError without one."""
     global _last_port
     cdef Port port = _last_port
-    loop = get_running_loop()
-    if port is not None and port.loop is loop:
+    # Until Python 3.12 get_running_loop asks the kernel for the process id, every time.
+    # A loop that starts or ends puts a new holder into the thread's dictionary, so that
+    # the holder seen last says as much. Where there is none, the question is cheap.
+    cdef PyObject *holder = PyDict_GetItem(<object>PyThreadState_GetDict(), HOLDER)
+    if port is not None and holder is not NULL and port._holder is <object>holder:
         return port
+    loop = get_running_loop()
     port = _ports.get(loop)
     if port is None:
         for other in [other for other in _ports if other.is_closed()]:
             del _ports[other]
         port = _ports[loop] = Port(loop)
+    port._holder = None if holder is NULL else <object>holder
     _last_port = port
     return port
+
+
+def _forget_ports():
+    """In a forked child: no loop of the parent's runs here."""
+    global _last_port
+    _last_port = None
+    _ports.clear()
+
+
+os.register_at_fork(after_in_child=_forget_ports)
 
 
 @cython.final
@@ -293,6 +312,13 @@ cdef class Waiter:
         """Nothing: the call itself hands the outcome to its task."""
 
 
+cdef class NativeEngine:
+    """An engine that calls reach without a Python call."""
+
+    cdef int admit(self, Call call) except -1:
+        raise NotImplementedError
+
+
 @cython.final
 @cython.freelist(256)
 cdef class Call:
@@ -382,7 +408,10 @@ cdef class Call:
         try:
             if self.deadline_ms is not None:
                 self.deadline_ns = absolute_ns(self.deadline_ms)
-            self.engine.submit(self)
+            if self.native is not None:
+                self.native.admit(self)
+            else:
+                self.engine.submit(self)
         except BaseException:
             self.state = SETTLED
             self.owner = None
@@ -544,12 +573,14 @@ cdef class ItemHandle:
     """Makes single calls: `run` and `async_run`. The base of everything callable."""
 
     cdef object _engine
+    cdef NativeEngine _native  # the engine, if it is a native one
     cdef public object _local
     """What a subclass keeps in this process: outside `__dict__`, which is the user's."""
 
     def _bind(self, engine):
         """Sets the engine; None takes it away."""
         self._engine = engine
+        self._native = engine if isinstance(engine, NativeEngine) else None
 
     def _bound(self):
         return self._engine
@@ -567,6 +598,7 @@ cdef class ItemHandle:
         call = Call.__new__(Call)
         call.owner = self
         call.engine = engine
+        call.native = self._native
         call.args = args
         call.batched = batched
         if kwargs:
@@ -574,7 +606,7 @@ cdef class ItemHandle:
             if kwargs:
                 call.named = kwargs
         if call.deadline_ms is None:
-            call.deadline_ms = engine.max_latency_ms
+            call.deadline_ms = engine.max_latency_ms if self._native is None else self._native.max_latency_ms
         return call
 
     def run(self, *args, **kwargs):

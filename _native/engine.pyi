@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from typing import Any, final
 
-from batching._native.calls import Call, Port
+from batching._native.calls import Call, NativeEngine, Port
 from batching.errors import RunnerError
 from batching.options import BatchOptions
 from batching.signature import Signature
@@ -16,8 +16,7 @@ class Batch:
     def padded_rows(self) -> int: ...
 
 @final
-class Engine:
-    max_latency_ms: float | None
+class Engine(NativeEngine):
     driver: Any
     @property
     def inline(self) -> bool: ...

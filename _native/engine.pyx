@@ -30,6 +30,7 @@ from libc.string cimport memset
 
 from batching._native.calls cimport (
     Call,
+    NativeEngine,
     Port,
     PyThread_type_lock,
     block,
@@ -91,7 +92,7 @@ cdef class Batch:
 
 
 @cython.final
-cdef class Engine:
+cdef class Engine(NativeEngine):
     """One runner's queue and scheduler, for drivers in this process.
 
     Args:
@@ -111,7 +112,6 @@ cdef class Engine:
     cdef str _hook             # what the model is called in errors
     cdef readonly bint inline
     cdef bint _simple
-    cdef public object max_latency_ms
     cdef object _options
     cdef public object driver  # whoever runs the batches; kept here, used by nobody here
     # slots
@@ -193,8 +193,11 @@ cdef class Engine:
     cdef int64_t _now_ns(self) except -1:
         return monotonic_ns() if self._clock is None else self._clock()
 
-    cpdef object submit(self, Call call):
+    def submit(self, Call call):
         """Admits a call, or raises why not. In the caller's thread."""
+        self.admit(call)
+
+    cdef int admit(self, Call call) except -1:
         cdef uint64_t group
         cdef bt_admission admission
         cdef int64_t deadline_ns
@@ -221,7 +224,7 @@ cdef class Engine:
                 self._flusher(call.port).schedule()
         else:
             self._tell()
-        return None
+        return 0
 
     cpdef object cancel(self, Call call):
         """The caller gave up: its rows leave the queue at once."""
@@ -335,7 +338,7 @@ cdef class Engine:
                 call = <Call><PyObject *><size_t>decision.parts[i].tag
                 batch.calls.append(call)
                 batch.plain = batch.plain and (<Call>call).plain
-            batch.outcomes = <bt_outcome *>malloc(max(1, decision.part_count) * sizeof(bt_outcome))
+            batch.outcomes = <bt_outcome *>malloc((decision.part_count + 1) * sizeof(bt_outcome))
             if batch.outcomes is NULL:
                 raise MemoryError("no memory for a batch")
             self._running += 1

@@ -6,7 +6,13 @@ cdef extern from "pythread.h":
     ctypedef void *PyThread_type_lock
 
 
+cdef class NativeEngine:
+    cdef public object max_latency_ms
+    cdef int admit(self, Call call) except -1
+
+
 cdef class Port:
+    cdef object _holder
     cdef object loop
     cdef object _call_soon
     cdef object _call_soon_threadsafe
@@ -34,6 +40,7 @@ cdef class Waiter:
 cdef class Call:
     cdef object owner
     cdef object engine
+    cdef NativeEngine native
     cdef readonly tuple args
     cdef object named
     cdef readonly bint batched
