@@ -1,0 +1,90 @@
+"""Connection: one DEALER socket to a dispatcher, and word of its end.
+
+Guarantees      1. a connection is used for one handshake and its calls: when it ends, it
+                   is over, and whoever wants another makes another;
+                2. `lost` is true as soon as the peer is gone, also without a word on tcp.
+Not promised    thread safety: the thread of its link owns it.
+Why this shape  libzmq reconnects by itself and would send what was queued before to
+                whoever listens then; a request is never sent again, so a socket ends with
+                its connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from .wire import BadPacket, Packet, Record, parse
+
+__all__ = ["Connection"]
+
+# Nothing may wait unbounded but what callers wait for: a client's calls are bounded by
+# its callers, and what comes back by its calls. So neither side is bounded here.
+_HIGH_WATER = 0
+_HEARTBEAT_MS = 2_000
+_HEARTBEAT_TIMEOUT_MS = 6_000
+_LINGER_MS = 500
+_RECONNECT_MS = 50
+
+
+class Connection:
+    """Raises ZMQError at once for an endpoint that is none."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+        self.dropped = 0  # packets that broke a rule
+        self.lost = False
+        self._socket = socket = context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.SNDHWM, _HIGH_WATER)
+        socket.setsockopt(zmq.RCVHWM, _HIGH_WATER)
+        socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        socket.setsockopt(zmq.MAXMSGSIZE, 2**31)
+        # While nobody listens yet. Once connected, the first loss is the end.
+        socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        if endpoint.startswith("tcp:"):
+            socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        try:
+            socket.connect(endpoint)
+        except BaseException:
+            self.close()
+            raise
+
+    def register(self, poller: zmq.Poller) -> None:
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._monitor, zmq.POLLIN)
+
+    def send(self, records: list[Record]) -> None:
+        packet = Packet()
+        for record in records:
+            if not packet.fits(record):
+                self.send_frames(packet)
+                packet = Packet()
+            packet.add(record)
+        self.send_frames(packet)
+
+    def send_frames(self, packet: Packet) -> None:
+        self._socket.send_multipart(packet.frames(), zmq.NOBLOCK, copy=False)
+
+    def messages(self) -> Iterator[list[Record]]:
+        """The records of each message that is here, then `lost` if the peer is gone."""
+        while True:
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                break
+            try:
+                yield parse([frame.buffer for frame in frames])
+            except BadPacket:
+                self.dropped += 1
+        with suppress(zmq.Again):
+            recv_monitor_message(self._monitor, zmq.NOBLOCK)
+            self.lost = True
+
+    def close(self) -> None:
+        self._socket.disable_monitor()
+        self._monitor.close()
+        self._socket.close()

@@ -1,0 +1,86 @@
+"""Where a service may listen, and who may then be trusted."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["PrivateDirectory", "allows_pickle", "checked"]
+
+# sun_path without its final zero, on Linux; four bytes more than macOS has.
+MAX_PATH_BYTES = 107 if os.uname().sysname == "Linux" else 103
+
+_TCP = re.compile(r"tcp://(?P<host>\[[^]]*\]|[^:]*):(?P<port>\d+|\*)")
+
+
+def allows_pickle(endpoint: str) -> bool:
+    """Only this user reaches an ipc socket in a private directory; anybody on this machine
+    reaches tcp, and whoever may send pickle may run code."""
+    return endpoint.startswith("ipc://")
+
+
+def checked(endpoint: str) -> str:
+    """The endpoint in the form that libzmq takes.
+
+    Raises:
+        ValueError: naming the rule and the endpoint.
+    """
+    if endpoint.startswith("ipc://"):
+        return _checked_ipc(endpoint)
+    if endpoint.startswith("tcp://"):
+        return _checked_tcp(endpoint)
+    raise ValueError(f"an endpoint is ipc://PATH or tcp://127.0.0.1:PORT, got {endpoint!r}")
+
+
+def _checked_ipc(endpoint: str) -> str:
+    path = endpoint.removeprefix("ipc://")
+    if not path or path[0] in "@*":
+        raise ValueError(f"an ipc endpoint is a path of the file system, got {endpoint!r}")
+    size = len(os.fsencode(path))
+    if size > MAX_PATH_BYTES:
+        raise ValueError(
+            f"the path of an ipc endpoint has at most {MAX_PATH_BYTES} bytes, got {size}: {endpoint!r}"
+        )
+    return endpoint
+
+
+def _checked_tcp(endpoint: str) -> str:
+    match = _TCP.fullmatch(endpoint)
+    if match is None:
+        raise ValueError(f"a tcp endpoint is tcp://HOST:PORT, got {endpoint!r}")
+    host = match["host"].strip("[]")
+    if host == "localhost":
+        host = "127.0.0.1"
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ValueError(
+            f"tcp beyond loopback needs keys, which this version does not have: {endpoint!r}. "
+            "Use tcp://127.0.0.1:PORT, or ipc on one machine"
+        )
+    return f"tcp://[{host}]:{match['port']}" if ":" in host else f"tcp://{host}:{match['port']}"
+
+
+class PrivateDirectory:
+    """A directory that only this user can enter, with room for a socket."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="batching-"))  # 0700
+        if len(os.fsencode(self.endpoint.removeprefix("ipc://"))) > MAX_PATH_BYTES:
+            self.path.rmdir()
+            self.path = Path(tempfile.mkdtemp(prefix="batching-", dir="/tmp"))
+
+    @property
+    def endpoint(self) -> str:
+        return f"ipc://{self.path}/socket"
+
+    def remove(self) -> None:
+        with suppress(OSError):
+            shutil.rmtree(self.path)

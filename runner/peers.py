@@ -1,0 +1,126 @@
+"""Who is connected to a dispatcher: clients, and workers with their credits."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+from .ledger import Entry
+from .wire import Packet, Record
+
+__all__ = ["Client", "Peer", "Peers", "Running", "Worker"]
+
+# 0 is the process that owns the dispatcher.
+_numbers = itertools.count(1)
+
+
+@dataclass(slots=True, eq=False)
+class Peer:
+    """One connection. `fd` is the descriptor it came in on, as the socket's monitor
+    names it when the connection ends; -1 where libzmq does not say."""
+
+    identity: bytes
+    fd: int
+    number: int = field(default_factory=lambda: next(_numbers))
+    packet: Packet | None = None  # what is to leave at the end of this turn
+
+
+@dataclass(slots=True, eq=False)
+class Client(Peer):
+    """A process that calls. `calls` are those without an outcome, by its own ids."""
+
+    calls: dict[int, Entry] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Running:
+    """A batch that a worker has."""
+
+    rows: int
+    kill_ns: int | None  # when the worker is to be killed for it
+
+
+@dataclass(slots=True, eq=False)
+class Worker(Peer):
+    """A process that runs batches. `token` names it to its supervisor; empty for one
+    that dialled in."""
+
+    credits: int = 1
+    token: str = ""
+    pid: int = 0
+    hung: bool = False
+    running: dict[int, Running] = field(default_factory=dict)
+
+    @property
+    def idle(self) -> int:
+        return 0 if self.hung else self.credits - len(self.running)
+
+
+class Peers:
+    """All connections, found by identity, by descriptor, and by who is free."""
+
+    def __init__(self) -> None:
+        self._by_identity: dict[bytes, Client | Worker] = {}
+        self.workers: list[Worker] = []  # the one that was free last stands last: its caches are warm
+        self._dirty: list[Client | Worker] = []
+
+    def __iter__(self) -> itertools.chain[Client | Worker]:
+        return itertools.chain(list(self._by_identity.values()))
+
+    def get(self, identity: bytes) -> Client | Worker | None:
+        return self._by_identity.get(identity)
+
+    def add(self, peer: Client | Worker) -> None:
+        self._by_identity[peer.identity] = peer
+        if isinstance(peer, Worker):
+            self.workers.append(peer)
+
+    def remove(self, peer: Client | Worker) -> bool:
+        """True if it was still there."""
+        if self._by_identity.get(peer.identity) is not peer:
+            return False
+        del self._by_identity[peer.identity]
+        if isinstance(peer, Worker):
+            self.workers.remove(peer)
+        return True
+
+    def with_fd(self, fd: int) -> list[Client | Worker]:
+        return [peer for peer in self._by_identity.values() if peer.fd == fd]
+
+    def with_token(self, token: str) -> Worker | None:
+        return next((worker for worker in self.workers if worker.token == token), None)
+
+    def slots(self) -> tuple[int, int]:
+        """Batches that could be sent now, and batches that could be out at once."""
+        return sum(worker.idle for worker in self.workers), sum(worker.credits for worker in self.workers)
+
+    def free_worker(self) -> Worker:
+        """The one with most free credits; among equals the one that became free last."""
+        return max(reversed(self.workers), key=lambda worker: worker.idle)
+
+    def freed(self, worker: Worker) -> None:
+        self.workers.remove(worker)
+        self.workers.append(worker)
+
+    def post(self, peer: Client | Worker, record: Record) -> list[Packet]:
+        """Adds a record to what leaves for the peer at the end of this turn. Returns
+        the packet that is full before it, if one is."""
+        full = []
+        if peer.packet is not None and not peer.packet.fits(record):
+            full.append(peer.packet)
+            peer.packet = None
+        if peer.packet is None:
+            peer.packet = Packet()
+            self._dirty.append(peer)
+        peer.packet.add(record)
+        return full
+
+    def outgoing(self) -> list[tuple[Client | Worker, Packet]]:
+        """What is to leave now; each packet is handed out once."""
+        dirty, self._dirty = self._dirty, []
+        out = []
+        for peer in dirty:
+            packet, peer.packet = peer.packet, None
+            if packet is not None:
+                out.append((peer, packet))
+        return out

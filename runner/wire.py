@@ -1,0 +1,470 @@
+"""The wire protocol in pure Python: bytes to records and back.
+
+What it is      the codec of docs/protocol.md, used by the plain pyzmq links and
+                as the twin that the native codec is checked against.
+Guarantees      1. `parse` reads no byte before its length was checked, and raises
+                   nothing but `BadPacket`, whatever it is given;
+                2. what `Packet` builds, `parse` reads back unchanged.
+Not promised    that a key or a blob means anything: nobody reads them here.
+Why this shape  one packet holds many records, so that what becomes due in one turn
+                travels as one message; buffers stay views of the frames they came in.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from itertools import accumulate, pairwise
+
+__all__ = [
+    "HELLO",
+    "INLINE_MAX_BYTES",
+    "MISSING",
+    "NONE",
+    "VAR",
+    "VERSION",
+    "BadPacket",
+    "Buffer",
+    "Code",
+    "Failure",
+    "Greeting",
+    "Packet",
+    "Plain",
+    "Record",
+    "Role",
+    "Rows",
+    "Type",
+    "parse",
+]
+
+VERSION = 1
+MAGIC = b"BATC"
+
+# Larger data is sent as a frame of its own: a copy of this size costs about as
+# much as one more message part.
+INLINE_MAX_BYTES = 16_384
+
+MAX_MESSAGE_BYTES = 2**31
+MAX_RECORDS = 65_536
+MAX_ROWS = 2**31 - 1
+MAX_BUFFERS = 4_096
+MAX_KEY_BYTES = 1 << 20
+MAX_NAME_BYTES = 255
+MAX_TEXT_BYTES = 1 << 20  # a description, metadata, the texts of an error
+
+VAR = -1  # in place of a row size: one blob per row
+MISSING = 0xFFFFFFFF  # in place of a blob's length: this row has none
+NONE = -1  # a number that is not there
+
+_PACKET = struct.Struct("<4sHHII")
+_RECORD = struct.Struct("<BBHIQ")
+_GREETING = struct.Struct("<HHHHIIII")
+_ROWS = struct.Struct("<qIIHHIII")
+_BUFFER = struct.Struct("<QiI")
+_ERROR = struct.Struct("<HHiqIIII")
+
+Bytes = bytes | bytearray | memoryview
+
+
+class Type(IntEnum):
+    """What a record is."""
+
+    HELLO = 1
+    WELCOME = 2
+    CALL = 3
+    ANSWER = 4
+    ERROR = 5
+    CANCEL = 6
+    BATCH = 7
+    RESULT = 8
+    PING = 9
+    PONG = 10
+    STOP = 11
+    BYE = 12
+
+
+class Role(IntEnum):
+    """Who greets."""
+
+    CLIENT = 1
+    WORKER = 2
+    DISPATCHER = 3
+
+
+class Code(IntEnum):
+    """What an ERROR record says."""
+
+    INVALID_PAYLOAD = 1
+    OVERLOADED = 2
+    DEADLINE_EXCEEDED = 3
+    RUNNER_ERROR = 4
+    WORKER_DIED = 5
+    UNREACHABLE = 6
+    CLOSED = 7
+    MALFORMED = 8
+    BAD_RESULT = 9
+
+
+HELLO = Type.HELLO
+_GREETINGS = frozenset((Type.HELLO, Type.WELCOME))
+_WITH_ROWS = frozenset((Type.CALL, Type.ANSWER, Type.BATCH, Type.RESULT))
+_WITH_BUDGET = frozenset((Type.CALL, Type.BATCH))
+
+
+class BadPacket(Exception):
+    """A message that breaks a rule. `ids` are the calls in it that could still be read."""
+
+    def __init__(self, rule: str, ids: Sequence[int] = ()) -> None:
+        super().__init__(rule)
+        self.ids = list(ids)
+
+
+@dataclass(slots=True)
+class Buffer:
+    """One buffer of an argument or a result: `rows` rows, in one or several chunks.
+
+    A chunk boundary is always a row boundary. `lengths` (VAR only) has one entry
+    per row, `MISSING` for a row without a blob.
+    """
+
+    row_bytes: int
+    chunks: list[Bytes]
+    lengths: Sequence[int] | None = None
+
+    @property
+    def data_bytes(self) -> int:
+        return sum(len(chunk) for chunk in self.chunks)
+
+
+@dataclass(slots=True)
+class Rows:
+    """CALL, BATCH, RESULT, ANSWER."""
+
+    type: int
+    id: int
+    rows: int
+    key: bytes
+    buffers: list[Buffer]
+    budget_ns: int = NONE
+    padded_rows: int = NONE
+    method: int = 0
+    metadata: bytes = b""
+
+    def __post_init__(self) -> None:
+        if self.padded_rows == NONE:
+            self.padded_rows = self.rows
+
+
+@dataclass(slots=True)
+class Greeting:
+    """HELLO, WELCOME."""
+
+    type: int
+    role: int
+    name: str
+    description: bytes = b""
+    credits: int = 0
+    pid: int = 0
+    lowest: int = VERSION
+    highest: int = VERSION
+    id: int = 0
+
+
+@dataclass(slots=True)
+class Failure:
+    """ERROR. `number` is predicted nanoseconds (OVERLOADED) or a signal (WORKER_DIED)."""
+
+    id: int
+    code: int
+    message: str
+    type_name: str = ""
+    traceback: str = ""
+    cause: bytes = b""
+    exit_code: int = NONE
+    number: int = NONE
+    type: int = field(default=Type.ERROR, init=False)
+
+
+@dataclass(slots=True)
+class Plain:
+    """CANCEL, PING, PONG, STOP, BYE: a type and an id."""
+
+    type: int
+    id: int = 0
+
+
+Record = Rows | Greeting | Failure | Plain
+
+
+def _padded(size: int) -> int:
+    return (size + 7) & ~7
+
+
+# ---- building -----------------------------------------------------------------
+
+
+class Packet:
+    """One message being built: records in, frames out.
+
+    Callers must keep what they put in unchanged until the frames were sent: large
+    buffers are not copied.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[Bytes] = []
+        self._frames: list[Bytes] = []
+        self._inline_bytes = _PACKET.size
+        self._frame_bytes = 0
+        self.records = 0
+
+    def fits(self, record: Record) -> bool:
+        """Whether one more record keeps the limits of one message."""
+        size = self._inline_bytes + self._frame_bytes + _size_bound(record)
+        return self.records < MAX_RECORDS and size <= MAX_MESSAGE_BYTES
+
+    def add(self, record: Record) -> None:
+        if isinstance(record, Rows):
+            frames = self._rows(record)
+        elif isinstance(record, Failure):
+            frames = self._record(record, *_error_body(record))
+        elif isinstance(record, Greeting):
+            frames = self._record(record, *_greeting_body(record))
+        else:
+            frames = self._record(record)
+        self._frames += frames
+        self._frame_bytes += sum(len(frame) for frame in frames)
+        self.records += 1
+
+    def frames(self) -> list[Bytes]:
+        header = _PACKET.pack(MAGIC, VERSION, 0, self.records, self._inline_bytes)
+        return [b"".join((header, *self._parts)), *self._frames]
+
+    def _record(self, record: Record, *body: Bytes, frames: Sequence[Bytes] = ()) -> Sequence[Bytes]:
+        size = _RECORD.size + sum(len(part) for part in body)
+        self._parts.append(_RECORD.pack(record.type, 0, len(frames), size, record.id))
+        self._parts += body
+        self._inline_bytes += size
+        return frames
+
+    def _rows(self, record: Rows) -> Sequence[Bytes]:
+        descriptors, inline, frames = [], [], []
+        for buffer in record.buffers:
+            size = buffer.data_bytes
+            own = _own_frames(buffer, size)
+            descriptors.append(_BUFFER.pack(size, buffer.row_bytes, len(own)))
+            frames += own
+            if buffer.lengths is not None:
+                inline += _pad(struct.pack(f"<{len(buffer.lengths)}I", *buffer.lengths))
+            if not own:
+                inline += _pad(*buffer.chunks)
+        head = _ROWS.pack(
+            record.budget_ns, record.rows, record.padded_rows, record.method,
+            len(record.buffers), len(record.key), len(record.metadata), 0,
+        )  # fmt: skip
+        body = (head, *descriptors, *_pad(record.key), *_pad(record.metadata), *inline)
+        return self._record(record, *body, frames=frames)
+
+
+def _own_frames(buffer: Buffer, size: int) -> list[Bytes]:
+    """The chunks as frames, small neighbours merged; none if the data goes inline."""
+    if all(len(chunk) <= INLINE_MAX_BYTES for chunk in buffer.chunks):
+        return []
+    frames: list[Bytes] = []
+    small: list[Bytes] = []
+    for chunk in buffer.chunks:
+        if len(chunk) <= INLINE_MAX_BYTES:
+            small.append(chunk)
+            continue
+        if small:
+            frames.append(b"".join(small))
+            small = []
+        frames.append(chunk)
+    if small:
+        frames.append(b"".join(small))
+    return [frame for frame in frames if len(frame)]
+
+
+def _pad(*parts: Bytes) -> list[Bytes]:
+    rest = -sum(len(part) for part in parts) % 8
+    return [*parts, bytes(rest)] if rest else list(parts)
+
+
+def _greeting_body(record: Greeting) -> list[Bytes]:
+    name = record.name.encode()
+    head = _GREETING.pack(
+        record.role, record.lowest, record.highest, 0,
+        record.credits, len(name), len(record.description), record.pid,
+    )  # fmt: skip
+    return [head, *_pad(name), *_pad(record.description)]
+
+
+def _error_body(record: Failure) -> list[Bytes]:
+    texts = _fitted(record)
+    head = _ERROR.pack(record.code, 0, record.exit_code, record.number, *(len(text) for text in texts))
+    return [head, *_pad(*texts)]
+
+
+def _fitted(record: Failure) -> list[bytes]:
+    """The four texts, cut so that together they keep the limit. The cause is whole or absent."""
+    left = MAX_TEXT_BYTES
+    texts = []
+    for text in (record.message, record.type_name, record.traceback):
+        cut = text.encode(errors="replace")[: min(left, MAX_TEXT_BYTES // 4)]
+        texts.append(cut)
+        left -= len(cut)
+    texts.append(record.cause if len(record.cause) <= left else b"")
+    return texts
+
+
+def _size_bound(record: Record) -> int:
+    if isinstance(record, Rows):
+        data = sum(buffer.data_bytes + 4 * record.rows + 32 for buffer in record.buffers)
+        return data + len(record.key) + len(record.metadata) + 128
+    return MAX_TEXT_BYTES + 1024 if isinstance(record, Failure) else 2 * MAX_TEXT_BYTES
+
+
+# ---- parsing ------------------------------------------------------------------
+
+
+def parse(frames: Sequence[Bytes]) -> list[Record]:
+    """The records of one message; `BadPacket` if any rule is broken, whichever it is."""
+    views = [memoryview(frame).cast("B") for frame in frames]
+    ids: list[int] = []
+    try:
+        return _Reader(views, ids).records()
+    except BadPacket as error:
+        raise BadPacket(str(error), ids) from None
+
+
+class _Reader:
+    """One pass over a message. Every slice is checked by `_take` before it is made."""
+
+    def __init__(self, frames: list[memoryview], ids: list[int]) -> None:
+        _check(bool(frames), "a message has at least one frame")
+        _check(sum(len(frame) for frame in frames) <= MAX_MESSAGE_BYTES, "message too large")
+        self.packet, self.frames = frames[0], frames[1:]
+        self.ids = ids
+        self.at = 0
+        self.end = len(self.packet)
+
+    def records(self) -> list[Record]:
+        magic, version, zero, count, size = self._unpack(_PACKET)
+        _check(magic == MAGIC, "not a packet of this protocol")
+        _check(version == VERSION, f"version {version} is not understood")
+        _check(zero == 0 and size == len(self.packet), "packet header and frame disagree")
+        _check(count <= MAX_RECORDS, "too many records")
+        records = [self._record() for _ in range(count)]
+        _check(self.at == len(self.packet), "bytes after the last record")
+        _check(not self.frames, "frames that no record owns")
+        return records
+
+    def _record(self) -> Record:
+        self.end = len(self.packet)
+        start = self.at
+        kind, flags, frame_count, size, id_ = self._unpack(_RECORD)
+        if kind == Type.CALL:
+            self.ids.append(id_)
+        _check(flags == 0, "unknown flags")
+        _check(size >= _RECORD.size and size % 8 == 0, "bad record size")
+        _check(start + size <= len(self.packet), "record longer than its packet")
+        _check(frame_count <= len(self.frames), "record owns frames that are not there")
+        self.end = start + size
+        own, self.frames = self.frames[:frame_count], self.frames[frame_count:]
+        record = self._body(kind, id_, own)
+        _check(self.at == self.end, "bytes left in a record")
+        return record
+
+    def _body(self, kind: int, id_: int, frames: list[memoryview]) -> Record:
+        if kind in _WITH_ROWS:
+            return self._rows(kind, id_, frames)
+        _check(not frames, "frames behind a record that has none")
+        if kind in _GREETINGS:
+            return self._greeting(kind, id_)
+        if kind == Type.ERROR:
+            return self._failure(id_)
+        _check(Type.CANCEL <= kind <= Type.BYE, f"unknown record type {kind}")
+        return Plain(Type(kind), id_)
+
+    def _greeting(self, kind: int, id_: int) -> Greeting:
+        role, lowest, highest, zero, credit, name_size, text_size, pid = self._unpack(_GREETING)
+        _check(zero == 0 and id_ == 0, "a greeting has id 0")
+        _check(role in (1, 2, 3), f"unknown role {role}")
+        _check(lowest <= highest, "versions upside down")
+        _check(name_size <= MAX_NAME_BYTES and text_size <= MAX_TEXT_BYTES, "greeting too long")
+        name = _text(self._padded(name_size))
+        description = bytes(self._padded(text_size))
+        return Greeting(kind, role, name, description, credit, pid, lowest, highest)
+
+    def _failure(self, id_: int) -> Failure:
+        code, zero, exit_code, number, *sizes = self._unpack(_ERROR)
+        _check(zero == 0 and 1 <= code <= 9, f"unknown error code {code}")
+        _check(sum(sizes) <= MAX_TEXT_BYTES, "error texts too long")
+        body = self._padded(sum(sizes))
+        ends = list(accumulate(sizes, initial=0))
+        message, name, trace, cause = (body[a:b] for a, b in pairwise(ends))
+        texts = (_text(message), _text(name), _text(trace))
+        return Failure(id_, code, *texts, bytes(cause), exit_code, number)
+
+    def _rows(self, kind: int, id_: int, frames: list[memoryview]) -> Rows:
+        budget, rows, padded, method, count, key_size, meta_size, zero = self._unpack(_ROWS)
+        _check(zero == 0, "a field that must be zero is not")
+        _check(rows <= MAX_ROWS and padded <= MAX_ROWS, "too many rows")
+        _check(padded >= rows if kind == Type.BATCH else padded == rows, "padded rows disagree with rows")
+        _check(budget >= 0 or budget == NONE, "negative budget")
+        _check(budget == NONE or kind in _WITH_BUDGET, "budget where none belongs")
+        _check(count <= MAX_BUFFERS, "too many buffers")
+        _check(key_size <= MAX_KEY_BYTES and meta_size <= MAX_TEXT_BYTES, "key or metadata too long")
+        shapes = [self._unpack(_BUFFER) for _ in range(count)]
+        key = bytes(self._padded(key_size))
+        metadata = bytes(self._padded(meta_size))
+        buffers = []
+        for size, row_bytes, frame_count in shapes:
+            _check(frame_count <= len(frames), "buffer owns frames that are not there")
+            own, frames = frames[:frame_count], frames[frame_count:]
+            buffers.append(self._buffer(rows, size, row_bytes, own))
+        _check(not frames, "frames that no buffer owns")
+        return Rows(kind, id_, rows, key, buffers, budget, padded, method, metadata)
+
+    def _buffer(self, rows: int, size: int, row_bytes: int, frames: list[memoryview]) -> Buffer:
+        _check(row_bytes >= VAR, "negative row size")
+        lengths = None
+        if row_bytes == VAR:
+            lengths = self._padded(4 * rows).cast("I")
+            _check(sum(n for n in lengths if n != MISSING) == size, "lengths and data disagree")
+        else:
+            _check(rows * row_bytes == size, "row size and data disagree")
+        if not frames:
+            return Buffer(row_bytes, [self._padded(size)], lengths)
+        _check(sum(len(frame) for frame in frames) == size, "frames and data disagree")
+        _check(_on_rows(frames, row_bytes, lengths), "a frame ends inside a row")
+        return Buffer(row_bytes, list(frames), lengths)
+
+    def _unpack(self, shape: struct.Struct) -> tuple[int, ...]:
+        return shape.unpack(self._take(shape.size))
+
+    def _padded(self, size: int) -> memoryview:
+        return self._take(_padded(size))[:size]
+
+    def _take(self, size: int) -> memoryview:
+        _check(size <= self.end - self.at, "truncated")
+        start, self.at = self.at, self.at + size
+        return self.packet[start : self.at]
+
+
+def _on_rows(frames: list[memoryview], row_bytes: int, lengths: Sequence[int] | None) -> bool:
+    ends = accumulate(len(frame) for frame in frames)
+    if lengths is None:
+        return all(row_bytes and end % row_bytes == 0 for end in ends)
+    rows = set(accumulate((0 if n == MISSING else n for n in lengths), initial=0))
+    return all(end in rows for end in ends)
+
+
+def _text(view: memoryview) -> str:
+    return str(view, "utf-8", "replace")
+
+
+def _check(holds: bool, rule: str) -> None:
+    if not holds:
+        raise BadPacket(rule)
