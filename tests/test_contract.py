@@ -25,7 +25,6 @@ from batching import (
     Overloaded,
     RunnerClosed,
     RunnerError,
-    runner_service,
 )
 
 WAYS = ["embedded-thread", "embedded-asyncio", "inline-thread", "inline-asyncio", "service", "connected"]
@@ -84,7 +83,7 @@ def open_handle(way: str, runner: Any) -> tuple[Any, Callable[[], Any]]:
     if way.startswith("inline"):
         runner.options = replace(runner.options, execution="inline")
         return runner, runner.close
-    service = runner_service(runner)
+    service = batching.runner_service(runner)
     service.start()
     if way == "service":
         return service, service.stop
@@ -361,7 +360,7 @@ def test_a_setup_that_raises_reaches_the_callers_with_its_traceback(kind):
     runner = models.SetupFails(options=BatchOptions(execution="inline" if kind == "inline" else "thread"))
     if kind == "service":
         with pytest.raises(RunnerError, match=r"iris\.joblib") as caught:
-            runner_service(runner).start()
+            batching.runner_service(runner).start()
         assert "_setup" in caught.value.traceback
         return
     for _ in range(2):  # waiting and later calls alike
@@ -384,4 +383,4 @@ def test_after_close_calls_are_refused(kind):
 
 def test_a_service_that_is_not_started_refuses_calls():
     with pytest.raises(RunnerClosed, match="start"):
-        runner_service(models.Echo()).run(1)
+        batching.runner_service(models.Echo()).run(1)
