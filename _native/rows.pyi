@@ -2,7 +2,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["VIEW_ROW_BYTES", "BufferPool", "join_arrays", "join_blocks", "split_blocks", "split_rows"]
+__all__ = ["VIEW_ROW_BYTES", "BufferPool", "is_sole_reference", "join_arrays", "join_blocks", "split_blocks", "split_rows"]
 
 VIEW_ROW_BYTES: int
 
@@ -16,6 +16,7 @@ def split_rows(batch: np.ndarray[Any, Any], owned: bool = False) -> list[Any]: .
 def split_blocks(
     batch: np.ndarray[Any, Any], counts: list[int], owned: bool = False
 ) -> list[np.ndarray[Any, Any]]: ...
+def is_sole_reference(box: list[Any], at: int = 0) -> bool: ...
 
 class BufferPool:
     def __init__(self, keep: int = 2) -> None: ...

@@ -40,7 +40,7 @@ cdef extern from "numpy/arrayobject.h":
     bint PyArray_EquivTypes(cnp.PyArray_Descr *one, cnp.PyArray_Descr *other)
     bint PyDataType_REFCHK(cnp.PyArray_Descr *descr)
 
-__all__ = ["VIEW_ROW_BYTES", "BufferPool", "join_arrays", "join_blocks", "split_blocks", "split_rows"]
+__all__ = ["VIEW_ROW_BYTES", "BufferPool", "is_sole_reference", "join_arrays", "join_blocks", "split_blocks", "split_rows"]
 
 # From this many bytes a row on, rows of a result that nobody else refers to are views of it:
 # the copy would cost more than making the array (`bench/bench_payloads.py`, section views).
@@ -339,6 +339,13 @@ cdef list _copies(cnp.ndarray batch, Py_ssize_t n, const cnp.npy_intp *rows, int
     finally:
         free(spans)
     return parts
+
+
+def is_sole_reference(list box not None, Py_ssize_t at=0):
+    """Whether the list's element is referred to by nothing but the list."""
+    if not 0 <= at < PyList_GET_SIZE(box):
+        raise IndexError(at)
+    return Py_REFCNT(<object>PyList_GET_ITEM(box, at)) == 1
 
 
 cdef class BufferPool:

@@ -100,6 +100,10 @@ class Kind:
         """The only row of a batch, as `run` returns it."""
         raise NotImplementedError
 
+    def item(self, batch: Any, row: int) -> Any:
+        """One row of a batch, as `group_by` sees it."""
+        return self.lower(self.join(self.key(batch), [Piece(batch, row, 1)]))
+
     def check(self, batch: Any) -> Any:
         """What `run_batch` was given, or `_run_batch` returned, in the form the other methods
         take. Raises InvalidPayload, saying why this value has no rows."""
@@ -143,6 +147,10 @@ class Kind:
         process: check with `take_fixed` and `take_var`. Raises InvalidPayload.
         """
         raise NotImplementedError
+
+    def settled(self, batch: Any) -> Any:
+        """What `decode` made, as the model gets it."""
+        return batch
 
     def index(self, batch: Any) -> Any:
         """The caller's labels of the rows, or None where the kind has none."""

@@ -25,6 +25,9 @@ class ListKind(Kind):
     def lower(self, batch: list[Any]) -> Any:
         return batch[0]
 
+    def item(self, batch: list[Any], row: int) -> Any:
+        return batch[row]
+
     def key(self, batch: list[Any]) -> Hashable:
         return ()
 

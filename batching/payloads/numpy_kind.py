@@ -110,6 +110,9 @@ class NumpyKind(Kind):
     def lower(self, batch: np.ndarray[Any, Any]) -> Any:
         return batch[0]
 
+    def item(self, batch: np.ndarray[Any, Any], row: int) -> Any:
+        return batch[row]
+
     def check(self, batch: Any) -> np.ndarray[Any, Any]:
         if batch.ndim == 0:
             raise InvalidPayload("a 0-d ndarray has no rows")
