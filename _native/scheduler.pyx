@@ -154,6 +154,11 @@ cdef class Scheduler:
             raise ValueError("the scheduler is closed")
         return self._scheduler
 
+    @property
+    def _address(self):
+        """Where the C object is, for the native data plane, which drives it directly."""
+        return <size_t>self._open()
+
     def close(self):
         """Frees everything; calls that are still live get no verdict. Twice does nothing."""
         bt_scheduler_free(self._scheduler)

@@ -335,14 +335,15 @@ void bt_writer_free(bt_writer *w)
 /* A record's header and `bytes - 16` bytes of zeros after it. */
 static uint8_t *begin(bt_writer *w, bt_record_type type, uint64_t id, size_t bytes)
 {
+    if (w->failed) return NULL;
     w->record = w->bytes;
+    w->records++;
     uint8_t *d = grow(w, bytes);
     if (d == NULL) return NULL;
     memset(d, 0, bytes);
     d[0] = (uint8_t)type;
     bt_put32(d + 4, (uint32_t)bytes);
     bt_put64(d + 8, id);
-    w->records++;
     return d;
 }
 
@@ -350,6 +351,7 @@ void bt_write_abort(bt_writer *w)
 {
     w->bytes = w->record;
     w->records--;
+    w->failed = 0;
 }
 
 void bt_write_empty(bt_writer *w, bt_record_type type, uint64_t id)

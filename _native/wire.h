@@ -196,7 +196,7 @@ void bt_write_descriptor(bt_writer *w, uint64_t bytes, int32_t row_bytes, uint32
 uint8_t *bt_write_padded(bt_writer *w, const void *data, size_t bytes);
 void bt_write_rows_end(bt_writer *w, uint16_t frames);
 
-/* Drops the record being written. */
+/* Drops the record being written, and with it what failed in it. */
 void bt_write_abort(bt_writer *w);
 
 /* Room the writer needs for a record of this shape, header included. */

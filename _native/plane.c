@@ -1,0 +1,508 @@
+/* The native plane's thread: what wakes it, and one turn of its work. */
+#include "plane.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "plane_state.h"
+
+/* Messages taken in one turn before what they ask for is done. */
+#define MESSAGES_A_TURN 1000
+
+/* ---- queues between the threads ------------------------------------------------ */
+
+void bt_plane_event(bt_plane *p, bt_event_kind kind, const char *token, const char *why, bt_message *message)
+{
+    bt_event *e = calloc(1, sizeof *e);
+    if (e == NULL) {
+        if (message != NULL) bt_message_drop(message);
+        return;
+    }
+    e->kind = kind;
+    e->why = why;
+    e->message = message;
+    if (token != NULL) memcpy(e->token, token, BT_TOKEN_BYTES);
+    pthread_mutex_lock(&p->gate);
+    *p->last_event = e;
+    p->last_event = &e->next;
+    pthread_cond_signal(&p->arrived);
+    pthread_mutex_unlock(&p->gate);
+}
+
+bt_event *bt_plane_events(bt_plane *p)
+{
+    pthread_mutex_lock(&p->gate);
+    while (p->events == NULL && !p->last_taken) pthread_cond_wait(&p->arrived, &p->gate);
+    bt_event *events = p->events;
+    p->events = NULL;
+    p->last_event = &p->events;
+    for (bt_event *e = events; e != NULL; e = e->next)
+        if (e->kind == BT_EVENT_ENDED) p->last_taken = 1;
+    pthread_mutex_unlock(&p->gate);
+    return events;
+}
+
+void bt_event_free(bt_event *e)
+{
+    if (e->message != NULL) bt_message_drop(e->message);
+    free(e);
+}
+
+int bt_plane_command(bt_plane *p, bt_command_kind kind, const char *token, bt_message *message, int64_t number)
+{
+    bt_command *c = calloc(1, sizeof *c);
+    int refused = c == NULL;
+    if (c != NULL) {
+        c->kind = kind;
+        c->message = message;
+        c->number = number;
+        if (token != NULL) strncpy(c->token, token, BT_TOKEN_BYTES - 1);
+    }
+    pthread_mutex_lock(&p->gate);
+    refused |= p->closed;
+    int first = p->commands == NULL;
+    if (!refused) {
+        *p->last_command = c;
+        p->last_command = &c->next;
+    }
+    pthread_mutex_unlock(&p->gate);
+    if (refused) {
+        if (message != NULL) bt_message_drop(message);
+        free(c);
+        return -1;
+    }
+    if (first) bt_wake_signal(&p->wake);
+    return 0;
+}
+
+static bt_command *take_commands(bt_plane *p, int close)
+{
+    pthread_mutex_lock(&p->gate);
+    bt_command *commands = p->commands;
+    p->commands = NULL;
+    p->last_command = &p->commands;
+    p->closed |= close;
+    pthread_mutex_unlock(&p->gate);
+    return commands;
+}
+
+/* ---- greetings -------------------------------------------------------------------- */
+
+/* The value of "token" in a worker's description, a JSON object of plain strings. */
+static void read_token(const bt_wire_greeting *g, char *token)
+{
+    static const char name[] = "\"token\"";
+    const uint8_t *at = g->description, *end = at + g->description_bytes;
+    token[0] = 0;
+    for (; at + sizeof name - 1 < end; at++) {
+        if (memcmp(at, name, sizeof name - 1) != 0) continue;
+        at += sizeof name - 1;
+        while (at < end && (*at == ' ' || *at == ':')) at++;
+        if (at >= end || *at++ != '"') return;
+        size_t n = 0;
+        while (at < end && *at != '"' && *at != '\\' && n < BT_TOKEN_BYTES - 1) token[n++] = (char)*at++;
+        token[at < end && *at == '"' ? n : 0] = 0;
+        return;
+    }
+}
+
+static const char *refusal(const bt_plane *p, const bt_wire_greeting *g)
+{
+    if (g->lowest_version > BT_WIRE_VERSION || g->highest_version < BT_WIRE_VERSION)
+        return "this protocol version is not spoken here, only 1";
+    if (g->name_bytes != p->name_bytes || memcmp(g->name, p->name, p->name_bytes) != 0)
+        return "no runner of this name here";
+    if (g->role == BT_ROLE_DISPATCHER) return "only clients and workers say HELLO";
+    return p->state == BT_OPEN ? NULL : "the service is closing";
+}
+
+static void read_monitor(bt_plane *p);
+
+static bt_peer *add_peer(bt_plane *p, const bt_wire_greeting *g, const void *identity, size_t bytes, int fd)
+{
+    bt_peer *peer = bt_peer_new(p, g->role, identity, bytes, fd);
+    if (peer == NULL || g->role == BT_ROLE_CLIENT) return peer;
+    peer->credits = g->credits < 1 ? 1 : g->credits > 1024 ? 1024 : g->credits;
+    peer->pid = g->pid;
+    peer->freed_at = ++p->clock;
+    peer->running = calloc(peer->credits, sizeof *peer->running);
+    if (peer->running == NULL) {
+        bt_peer_free(p, peer);
+        return NULL;
+    }
+    read_token(g, peer->token);
+    if (peer->token[0] != 0) bt_plane_event(p, BT_EVENT_READY, peer->token, NULL, NULL);
+    return peer;
+}
+
+static void greet(bt_plane *p, bt_message *m, const void *identity, size_t bytes, const bt_wire_greeting *g)
+{
+    const char *why = refusal(p, g);
+    if (why != NULL) {
+        bt_plane_reply(p, identity, bytes, BT_E_UNREACHABLE, why);
+        return;
+    }
+    /* A connection that ended gave its descriptor back: read of that before the
+     * descriptor's next owner is noted, or the newcomer would be taken for gone. */
+    read_monitor(p);
+    bt_peer *peer = bt_peer_find(p, identity, bytes);
+    if (peer != NULL && peer->gone) return;
+    if (peer == NULL) {
+        int fd = bt_zmq.msg_get(&m->zmsg[0], BT_ZMQ_SOURCE_FD);
+        peer = add_peer(p, g, identity, bytes, fd);
+    }
+    if (peer == NULL) return;
+    bt_wire_greeting welcome = {
+        .role = BT_ROLE_DISPATCHER, .lowest_version = BT_WIRE_VERSION, .highest_version = BT_WIRE_VERSION,
+        .name_bytes = p->name_bytes, .name = (const uint8_t *)p->name,
+        .description_bytes = p->description_bytes, .description = p->description,
+    };
+    bt_write_greeting(&bt_peer_post(p, peer)->w, BT_WELCOME, &welcome);
+}
+
+static void read_monitor(bt_plane *p)
+{
+    while (p->monitor != NULL && bt_inbox_receive(&p->monitor_inbox, p->monitor) == 1) {
+        bt_zmsg *event = &p->monitor_inbox.zmsg[0];
+        if (bt_zmq.msg_size(event) < 6) continue;
+        /* u16 event, u32 value, in the machine's own order; only DISCONNECTED is asked for. */
+        uint32_t fd;
+        memcpy(&fd, (const char *)bt_zmq.msg_data(event) + 2, sizeof fd);
+        for (bt_peer *peer = p->peers; peer != NULL; peer = peer->next)
+            if (peer->fd == (int)fd && !peer->gone) bt_plane_leave(p, peer);
+    }
+}
+
+/* ---- messages ------------------------------------------------------------------------ */
+
+static void obey(bt_plane *p, bt_peer *peer, bt_message *m, const bt_checked *c)
+{
+    int client = peer->role == BT_ROLE_CLIENT;
+    switch (c->record.type) {
+    case BT_CALL:
+        if (client) {
+            bt_plane_call(p, peer, m, &c->record, &c->body.rows);
+            return;
+        }
+        break;
+    case BT_CANCEL:
+        if (client) {
+            bt_plane_cancel(p, peer, c->record.id);
+            return;
+        }
+        break;
+    case BT_RESULT:
+        if (!client) {
+            bt_plane_result(p, peer, m, &c->record, &c->body.rows);
+            return;
+        }
+        break;
+    case BT_ERROR:
+        if (!client) {
+            bt_plane_raised(p, peer, &c->record, &c->body.error);
+            return;
+        }
+        break;
+    case BT_PING:
+        bt_write_empty(&bt_peer_post(p, peer)->w, BT_PONG, c->record.id);
+        return;
+    case BT_BYE:
+        bt_plane_leave(p, peer);
+        return;
+    case BT_PONG:
+        return;
+    default:
+        break;
+    }
+    p->dropped++;
+}
+
+/* All records of a message, checked; the number, or -1 for one that breaks a rule. */
+static int64_t check(bt_plane *p, bt_peer *peer, const bt_message *m)
+{
+    bt_packet packet;
+    uint32_t n = 0;
+    int step;
+    if (bt_packet_open(&packet, m->frame[0].data, m->frame[0].bytes, m->frames) != BT_WIRE_OK) return -1;
+    for (;; n++) {
+        if (n == p->checked_capacity) {
+            uint32_t capacity = n ? 2 * n : 64;
+            bt_checked *grown = realloc(p->checked, capacity * sizeof *grown);
+            if (grown == NULL) return -1;
+            p->checked = grown;
+            p->checked_capacity = capacity;
+        }
+        bt_checked *c = &p->checked[n];
+        step = bt_packet_next(&packet, &c->record);
+        if (step == 0) return n;
+        int broken =
+            step < 0 || bt_record_check(&c->record, bt_message_frame_size, m, &c->body) != BT_WIRE_OK;
+        if (!broken) continue;
+        if (peer == NULL || peer->role != BT_ROLE_CLIENT) return -1;
+        bt_wire_error e = bt_plain_error(BT_E_MALFORMED, "malformed packet");
+        for (uint32_t i = 0; i < n + (step == 1); i++)
+            if (p->checked[i].record.type == BT_CALL)
+                bt_write_error(&bt_peer_post(p, peer)->w, p->checked[i].record.id, &e);
+        return -1;
+    }
+}
+
+/* One message of a peer, or of somebody who is none yet. */
+static void receive(bt_plane *p, bt_message *m, const void *identity, size_t bytes)
+{
+    bt_peer *peer = bt_peer_find(p, identity, bytes);
+    if (peer != NULL && peer->gone) peer = NULL;
+    int64_t n = check(p, peer, m);
+    if (n < 0) {
+        p->dropped++;
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const bt_checked *c = &p->checked[i];
+        if (c->record.type == BT_HELLO) {
+            greet(p, m, identity, bytes, &c->body.greeting);
+            peer = bt_peer_find(p, identity, bytes);
+        } else if (peer == NULL || peer->gone) {
+            p->dropped++;
+            if (peer == NULL && c->record.type != BT_ERROR && c->record.type != BT_BYE)
+                bt_plane_reply(p, identity, bytes, BT_E_UNREACHABLE, "not connected here: say HELLO first");
+            return;
+        } else {
+            obey(p, peer, m, c);
+        }
+    }
+}
+
+static void receive_all(bt_plane *p)
+{
+    for (int i = 0; i < MESSAGES_A_TURN && bt_inbox_receive(&p->inbox, p->router) == 1; i++) {
+        bt_zmsg *identity = &p->inbox.zmsg[0];
+        if (p->inbox.count < 2 || bt_zmq.msg_size(identity) > BT_IDENTITY_BYTES) {
+            p->dropped++;
+            continue;
+        }
+        bt_message *m = bt_message_new(&p->inbox.zmsg[1], p->inbox.count - 1);
+        if (m == NULL) {
+            p->dropped++;
+            continue;
+        }
+        receive(p, m, bt_zmq.msg_data(identity), bt_zmq.msg_size(identity));
+        bt_message_drop(m);
+    }
+}
+
+/* ---- commands -------------------------------------------------------------------------- */
+
+static void worker_died(bt_plane *p, const bt_command *c)
+{
+    bt_wire_error e;
+    if (bt_error_of(c->message, &e) != 0) e = bt_plain_error(BT_E_WORKER_DIED, "the worker died");
+    receive_all(p); /* what it sent before it died counts */
+    for (bt_peer *w = p->workers; w != NULL; w = w->next_worker)
+        if (!w->gone && strcmp(w->token, c->token) == 0) bt_plane_lose(p, w, &e);
+}
+
+static void end(bt_plane *p, const bt_message *message)
+{
+    bt_wire_error e;
+    if (bt_error_of(message, &e) != 0) e = bt_plain_error(BT_E_CLOSED, "the service was stopped");
+    bt_plane_fail_all(p, &e);
+    for (bt_peer *peer = p->peers; peer != NULL; peer = peer->next)
+        if (peer != p->local && !peer->gone) bt_write_empty(&bt_peer_post(p, peer)->w, BT_BYE, 0);
+    bt_plane_flush(p);
+    p->state = BT_ENDED;
+}
+
+static void command(bt_plane *p, bt_command *c)
+{
+    bt_wire_error e;
+    switch (c->kind) {
+    case BT_COMMAND_LOCAL:
+        receive(p, c->message, "", 0);
+        break;
+    case BT_COMMAND_DIED:
+        worker_died(p, c);
+        break;
+    case BT_COMMAND_FAILING:
+        if (p->failing != NULL) bt_message_drop(p->failing);
+        p->failing = c->message;
+        c->message = NULL;
+        if (bt_error_of(p->failing, &e) == 0) bt_plane_fail_all(p, &e);
+        break;
+    case BT_COMMAND_DRAIN:
+        if (p->state == BT_OPEN) p->state = BT_DRAINING;
+        break;
+    case BT_COMMAND_DISMISS:
+        for (bt_peer *w = p->workers; w != NULL; w = w->next_worker)
+            if (!w->gone) bt_write_empty(&bt_peer_post(p, w)->w, BT_STOP, 0);
+        break;
+    case BT_COMMAND_END:
+        end(p, c->message);
+        break;
+    case BT_COMMAND_TIMEOUT:
+        p->run_timeout_ns = c->number;
+        break;
+    case BT_COMMAND_WAKE:
+        break;
+    }
+}
+
+static void obey_commands(bt_plane *p, int close)
+{
+    bt_command *next;
+    for (bt_command *c = take_commands(p, close); c != NULL; c = next) {
+        next = c->next;
+        command(p, c);
+        if (c->message != NULL) bt_message_drop(c->message);
+        free(c);
+    }
+}
+
+/* ---- the thread --------------------------------------------------------------------------- */
+
+static void turn(bt_plane *p)
+{
+    receive_all(p);
+    obey_commands(p, 0);
+    read_monitor(p);
+    bt_plane_kill_hung(p, bt_now_ns());
+    do {
+        bt_plane_dispatch(p);
+    } while (bt_plane_flush(p));
+    bt_plane_retry_cut(p, bt_now_ns());
+    if (p->state == BT_DRAINING && !p->drained_told && p->ledger.by_request.count == 0) {
+        p->drained_told = 1;
+        bt_plane_event(p, BT_EVENT_DRAINED, NULL, NULL, NULL);
+    }
+}
+
+static int64_t wake_time(const bt_plane *p)
+{
+    int64_t until_ns = p->until_ns;
+    if (p->cut != NULL && p->cut_retry_ns < until_ns) until_ns = p->cut_retry_ns;
+    if (p->run_timeout_ns < 0) return until_ns;
+    for (const bt_peer *w = p->workers; w != NULL; w = w->next_worker) {
+        if (w->hung) continue;
+        for (uint32_t i = 0; i < w->busy; i++)
+            if (w->running[i].kill_ns < until_ns) until_ns = w->running[i].kill_ns;
+    }
+    return until_ns;
+}
+
+void bt_plane_run(bt_plane *p)
+{
+    int fds[3] = {bt_zmq_descriptor(p->router), p->monitor ? bt_zmq_descriptor(p->monitor) : -1,
+                  p->wake.reader};
+    for (;;) {
+        pthread_mutex_lock(&p->lock);
+        turn(p);
+        int ended = p->state == BT_ENDED;
+        int64_t until_ns = wake_time(p);
+        /* libzmq's descriptor tells of a change only once, and sending may have
+         * swallowed it: ask before going to sleep. */
+        int more = !ended && ((bt_zmq_events(p->router) & BT_ZMQ_POLLIN) ||
+                              (p->monitor && (bt_zmq_events(p->monitor) & BT_ZMQ_POLLIN)));
+        pthread_mutex_unlock(&p->lock);
+        if (ended) break;
+        if (more) continue;
+        bt_sleep(fds, 3, until_ns);
+        bt_wake_clear(&p->wake);
+    }
+    /* In this order: no new commands; those that came before are obeyed, so that
+     * their calls are known; then everything that is left fails. */
+    pthread_mutex_lock(&p->lock);
+    obey_commands(p, 1);
+    bt_wire_error e = bt_plain_error(BT_E_CLOSED, "the service was stopped");
+    bt_plane_fail_all(p, &e);
+    bt_plane_flush(p);
+    pthread_mutex_unlock(&p->lock);
+    if (!p->drained_told) bt_plane_event(p, BT_EVENT_DRAINED, NULL, NULL, NULL);
+    bt_plane_event(p, BT_EVENT_ENDED, NULL, NULL, NULL);
+}
+
+/* ---- life ----------------------------------------------------------------------------------- */
+
+bt_plane *bt_plane_new(const bt_plane_options *o)
+{
+    bt_plane *p = calloc(1, sizeof *p);
+    if (p == NULL) return NULL;
+    p->wake.reader = p->wake.writer = -1;
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_mutex_init(&p->gate, NULL);
+    pthread_cond_init(&p->arrived, NULL);
+    bt_ledger_init(&p->ledger);
+    p->last_command = &p->commands;
+    p->last_event = &p->events;
+    p->router = o->router;
+    p->monitor = o->monitor;
+    p->scheduler = o->scheduler;
+    p->run_timeout_ns = o->run_timeout_ns;
+    p->until_ns = BT_NEVER;
+    p->name_bytes = (uint32_t)strlen(o->name);
+    p->description_bytes = o->description_bytes;
+    p->name = malloc(p->name_bytes + 1);
+    p->description = malloc(o->description_bytes + 1);
+    p->local = bt_peer_new(p, BT_ROLE_CLIENT, "", 0, -1);
+    if (p->name == NULL || p->description == NULL || p->local == NULL || bt_wake_open(&p->wake) != 0) {
+        bt_plane_free(p);
+        return NULL;
+    }
+    memcpy(p->name, o->name, p->name_bytes + 1);
+    memcpy(p->description, o->description, o->description_bytes);
+    return p;
+}
+
+void bt_plane_free(bt_plane *p)
+{
+    for (bt_command *c = take_commands(p, 1), *next; c != NULL; c = next) {
+        next = c->next;
+        if (c->message != NULL) bt_message_drop(c->message);
+        free(c);
+    }
+    for (bt_event *e = p->events, *next; e != NULL; e = next) {
+        next = e->next;
+        bt_event_free(e);
+    }
+    while (p->cut != NULL) {
+        bt_cut *cut = p->cut;
+        p->cut = cut->next;
+        free(cut);
+    }
+    while (p->peers != NULL) bt_peer_free(p, p->peers);
+    bt_ledger_free(&p->ledger);
+    bt_inbox_free(&p->inbox);
+    bt_inbox_free(&p->monitor_inbox);
+    if (p->failing != NULL) bt_message_drop(p->failing);
+    bt_wake_close(&p->wake);
+    pthread_cond_destroy(&p->arrived);
+    pthread_mutex_destroy(&p->gate);
+    pthread_mutex_destroy(&p->lock);
+    free(p->checked);
+    free(p->slices);
+    free(p->name);
+    free(p->description);
+    free(p);
+}
+
+void bt_plane_lock(bt_plane *p) { pthread_mutex_lock(&p->lock); }
+void bt_plane_unlock(bt_plane *p) { pthread_mutex_unlock(&p->lock); }
+
+void bt_plane_count(const bt_plane *p, bt_plane_counters *out)
+{
+    memset(out, 0, sizeof *out);
+    out->dropped = p->dropped;
+    out->cut_off = p->cut_off;
+    for (const bt_peer *peer = p->peers; peer != NULL; peer = peer->next) {
+        if (peer->gone || peer == p->local) continue;
+        if (peer->role == BT_ROLE_CLIENT) out->clients++;
+        if (peer->role == BT_ROLE_WORKER && !peer->hung) out->workers++;
+    }
+}
+
+const char *bt_plane_check(const bt_plane *p)
+{
+    for (const bt_peer *peer = p->peers; peer != NULL; peer = peer->next)
+        if (peer->busy > peer->credits) return "a worker has no more batches than credits";
+    const char *broken = bt_ledger_check(&p->ledger);
+    return broken != NULL ? broken : bt_check(p->scheduler);
+}

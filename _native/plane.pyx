@@ -1,0 +1,196 @@
+# cython: language_level=3, auto_pickle=False, autotestdict=False
+"""Plane: the native dispatcher of plane.h, for Python to own.
+
+What it is      starts nothing itself: `run` is the body of a thread and gives the GIL
+                away for as long as it lasts; `events` is where another thread waits.
+Guarantees      those of plane.h; and nothing here touches a socket from a second thread.
+Not promised    that the sockets live: whoever made them closes them after `run`.
+Why this shape  everything that happens once per request is C. What happens once per
+                worker, per batch of this process's own calls, or per question is Python.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.errno cimport errno
+from libc.stdint cimport int64_t, uint8_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+from c_plane cimport *
+
+import zmq
+import zmq.backend.cython._zmq as _zmq
+
+__all__ = ["Plane"]
+
+cdef tuple KINDS = ("", "local", "ready", "kill", "drained", "ended")
+
+
+cdef load_libzmq():
+    cdef bytes path = _zmq.__file__.encode()
+    cdef const char *missing = bt_zmq_load(path)
+    if missing is not NULL:
+        raise ImportError(
+            f"pyzmq {zmq.__version__} (libzmq {zmq.zmq_version()}) has no usable symbols for the native "
+            f"data plane: {missing.decode()}; the plain one works"
+        )
+
+
+load_libzmq()
+
+
+cdef bt_message *new_message(list frames) except? NULL:
+    """The frames, copied, as a message."""
+    cdef Py_ssize_t count = len(frames), i, made = 0
+    cdef bytes frame
+    cdef bt_message *message = NULL
+    cdef bt_zmsg *zmsg = <bt_zmsg *>malloc(count * sizeof(bt_zmsg))
+    if zmsg is NULL:
+        raise MemoryError
+    for i in range(count):
+        frame = bytes(frames[i])
+        if bt_zmq.msg_init_size(&zmsg[i], PyBytes_GET_SIZE(frame)) != 0:
+            break
+        made += 1
+        memcpy(bt_zmq.msg_data(&zmsg[i]), PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+    if made == count:
+        message = bt_message_new(zmsg, <unsigned int>count)
+    if message is NULL:
+        for i in range(made):
+            bt_zmq.msg_close(&zmsg[i])
+    free(zmsg)
+    if message is NULL:
+        raise MemoryError
+    return message
+
+
+cdef list frames_of(bt_message *message):
+    return [
+        PyBytes_FromStringAndSize(<const char *>message.frame[i].data, message.frame[i].bytes)
+        for i in range(message.frames)
+    ]
+
+
+@cython.final
+cdef class Plane:
+    """One dispatcher's native half.
+
+    Args:
+        name: the runner's.
+        description: JSON for WELCOME.
+        router: the bound ROUTER socket; the plane's own from `run` on.
+        monitor: its monitor's PAIR socket (DISCONNECTED only), or None.
+        scheduler: a `Scheduler`; touched only by the plane, or inside `query`.
+        run_timeout_ns: a worker whose batch takes longer is reported; -1: never.
+
+    Messages are lists of frames, as docs/protocol.md has them. Thread-safe, except that
+    `run` and `events` have one caller each.
+    """
+
+    cdef bt_plane *_plane
+    cdef object _router, _monitor, _scheduler
+
+    def __cinit__(self, str name, bytes description, router, monitor, scheduler, *, int64_t run_timeout_ns=-1):
+        cdef bytes encoded = name.encode()
+        cdef bt_plane_options options
+        options.name = encoded
+        options.description = <const uint8_t *>PyBytes_AS_STRING(description)
+        options.description_bytes = <unsigned int>len(description)
+        options.router = <void *><size_t>router.underlying
+        options.monitor = NULL if monitor is None else <void *><size_t>monitor.underlying
+        options.scheduler = <bt_scheduler *><size_t>scheduler._address
+        options.run_timeout_ns = run_timeout_ns
+        self._router, self._monitor, self._scheduler = router, monitor, scheduler
+        self._plane = bt_plane_new(&options)
+        if self._plane is NULL:
+            raise OSError(errno, "no memory or no descriptors for a dispatcher")
+
+    def __dealloc__(self):
+        if self._plane is not NULL:
+            bt_plane_free(self._plane)
+
+    def __reduce__(self):
+        raise TypeError("a Plane belongs to its process and cannot be pickled")
+
+    def run(self):
+        """The plane's thread: returns after `command("end")`."""
+        with nogil:
+            bt_plane_run(self._plane)
+
+    def events(self):
+        """Waits for what happened: a list of (kind, token, why, frames); empty after the last.
+
+        Kinds: "local" (frames: answers to calls of this process), "ready" and "kill" (token: of
+        a supervised worker), "drained", "ended".
+        """
+        cdef bt_event *event
+        cdef bt_event *next_event
+        cdef list events = []
+        with nogil:
+            event = bt_plane_events(self._plane)
+        while event is not NULL:
+            next_event = event.next
+            events.append((
+                KINDS[<int>event.kind], (<bytes>event.token).decode("utf-8", "replace"),
+                "" if event.why is NULL else event.why.decode(),
+                [] if event.message is NULL else frames_of(event.message),
+            ))
+            bt_event_free(event)
+            event = next_event
+        return events
+
+    def submit(self, list frames):
+        """Calls and cancels of this process. False if the plane takes no more."""
+        return self._command(BT_COMMAND_LOCAL, b"", frames)
+
+    def worker_died(self, str token, list frames):
+        """A supervised worker is gone; frames: one ERROR record that says how."""
+        self._command(BT_COMMAND_DIED, token.encode(), frames)
+
+    def fail_calls(self, list frames):
+        """Every waiting and later call fails with this ERROR record; None: no more."""
+        self._command(BT_COMMAND_FAILING, b"", frames)
+
+    def drain(self):
+        """Refuses new calls; "drained" comes when the last has its answer."""
+        self._command(BT_COMMAND_DRAIN, b"", None)
+
+    def dismiss_workers(self):
+        """Tells every worker to leave once it has finished what it has."""
+        self._command(BT_COMMAND_DISMISS, b"", None)
+
+    def end(self, list frames):
+        """Fails what is left with this ERROR record, and has `run` return."""
+        self._command(BT_COMMAND_END, b"", frames)
+
+    def set_run_timeout(self, int64_t ns):
+        bt_plane_command(self._plane, BT_COMMAND_TIMEOUT, b"", NULL, ns)
+
+    cdef bint _command(self, bt_command_kind kind, bytes token, list frames) except -1:
+        cdef bt_message *message = NULL if frames is None else new_message(frames)
+        return bt_plane_command(self._plane, kind, token, message, 0) == 0
+
+    def query(self, question):
+        """`question(scheduler, counters)`, while the plane stands still; keep it short.
+
+        counters: messages dropped, clients cut off, workers, clients.
+        """
+        cdef bt_plane_counters c
+        with nogil:
+            bt_plane_lock(self._plane)
+        try:
+            bt_plane_count(self._plane, &c)
+            return question(self._scheduler, (c.dropped, c.cut_off, c.workers, c.clients))
+        finally:
+            bt_plane_unlock(self._plane)
+            # The scheduler may have other options now: let it be asked again.
+            bt_plane_command(self._plane, BT_COMMAND_WAKE, b"", NULL, 0)
+
+    def _check(self):
+        """Every invariant, or the sentence that does not hold as an AssertionError."""
+        cdef const char *broken
+        with nogil:
+            bt_plane_lock(self._plane)
+        broken = bt_plane_check(self._plane)
+        bt_plane_unlock(self._plane)
+        assert broken is NULL, broken.decode()

@@ -1,0 +1,131 @@
+/* What the files of the native plane share; nobody else includes this. */
+#ifndef BT_PLANE_STATE_H
+#define BT_PLANE_STATE_H
+
+#include <pthread.h>
+
+#include "plane.h"
+#include "wake.h"
+
+#define BT_IDENTITY_BYTES 256
+#define BT_BUCKETS 256
+
+typedef struct {
+    uint64_t batch;
+    uint32_t rows;
+    int64_t kill_ns;     /* BT_NEVER: no timeout */
+} bt_running;
+
+typedef struct bt_peer {
+    struct bt_peer *next;         /* all peers */
+    struct bt_peer *next_same;    /* in its bucket */
+    struct bt_peer *next_dirty;
+    uint64_t number;              /* for fairness; 0 is this process */
+    uint8_t identity[BT_IDENTITY_BYTES];
+    size_t identity_bytes;
+    int fd;                       /* that it came in on; -1 unknown */
+    uint16_t role;
+    uint8_t dirty;
+    int gone;                     /* left; freed at the end of the turn */
+    uint32_t calls;               /* head of its list in the ledger */
+    bt_outgoing out;
+    bt_message *sealed;           /* full packets that leave before `out` */
+    /* a worker's */
+    struct bt_peer *next_worker;
+    char token[BT_TOKEN_BYTES];
+    uint8_t hung;
+    uint32_t pid;
+    uint32_t credits;
+    uint32_t busy;
+    bt_running *running;          /* `busy` of `credits` */
+    uint64_t freed_at;
+} bt_peer;
+
+typedef struct bt_command {
+    struct bt_command *next;
+    bt_command_kind kind;
+    char token[BT_TOKEN_BYTES];
+    bt_message *message;
+    int64_t number;
+} bt_command;
+
+/* A client that was cut off, until it could be told. */
+typedef struct bt_cut {
+    struct bt_cut *next;
+    uint8_t identity[BT_IDENTITY_BYTES];
+    size_t identity_bytes;
+} bt_cut;
+
+typedef enum { BT_OPEN, BT_DRAINING, BT_ENDED } bt_plane_state;
+
+typedef struct {
+    bt_record record;
+    bt_body body;
+} bt_checked;
+
+struct bt_plane {
+    char *name;
+    uint8_t *description;
+    uint32_t name_bytes, description_bytes;
+    void *router, *monitor;
+    bt_scheduler *scheduler;
+    int64_t run_timeout_ns;
+
+    pthread_mutex_t lock;         /* held for a turn: everything below up to the queues */
+    bt_plane_state state;
+    bt_ledger ledger;
+    bt_peer *peers, *workers, *dirty, *local;
+    int someone_gone;             /* peers to be freed at the end of the turn */
+    bt_peer *bucket[BT_BUCKETS];  /* by hash of the identity */
+    uint64_t next_number, clock;
+    uint64_t dropped, cut_off;
+    int drained_told;
+    bt_message *failing;          /* an ERROR record for every call, or NULL */
+    int64_t until_ns;             /* the scheduler's */
+    int64_t cut_retry_ns;
+    bt_cut *cut;
+    bt_inbox inbox, monitor_inbox;
+    bt_checked *checked;          /* scratch: records of one message */
+    uint32_t checked_capacity;
+    bt_slice *slices;             /* scratch: parts of one batch */
+    size_t slice_capacity;
+
+    pthread_mutex_t gate;         /* the two queues */
+    pthread_cond_t arrived;
+    int closed;                   /* no command is taken any more */
+    bt_command *commands, **last_command;
+    bt_event *events, **last_event;
+    int last_taken;
+    bt_wake wake;
+};
+
+/* plane_peers.c */
+bt_peer *bt_peer_new(bt_plane *p, uint16_t role, const void *identity, size_t bytes, int fd);
+bt_peer *bt_peer_find(bt_plane *p, const void *identity, size_t bytes);
+void bt_peer_free(bt_plane *p, bt_peer *peer);
+bt_outgoing *bt_peer_post(bt_plane *p, bt_peer *peer);  /* where the next record for it goes */
+void bt_peer_slots(const bt_plane *p, int64_t *idle, int64_t *total);
+bt_peer *bt_peer_free_worker(bt_plane *p);
+int bt_plane_flush(bt_plane *p);                        /* 1 if a peer was lost on the way */
+void bt_plane_reply(bt_plane *p, const void *identity, size_t bytes, uint16_t code, const char *text);
+void bt_plane_retry_cut(bt_plane *p, int64_t now_ns);
+void bt_plane_event(bt_plane *p, bt_event_kind kind, const char *token, const char *why, bt_message *message);
+
+/* plane_calls.c */
+void bt_plane_call(bt_plane *p, bt_peer *client, bt_message *m, const bt_record *r, const bt_wire_rows *rows);
+void bt_plane_cancel(bt_plane *p, bt_peer *client, uint64_t request);
+void bt_plane_dispatch(bt_plane *p);
+void bt_plane_result(bt_plane *p, bt_peer *worker, bt_message *m, const bt_record *r, const bt_wire_rows *rows);
+void bt_plane_raised(bt_plane *p, bt_peer *worker, const bt_record *r, const bt_wire_error *error);
+void bt_plane_ended(bt_plane *p, uint64_t batch, bt_finish how, const bt_wire_error *error);
+void bt_plane_fail_all(bt_plane *p, const bt_wire_error *error);
+void bt_plane_leave(bt_plane *p, bt_peer *peer);
+void bt_plane_lose(bt_plane *p, bt_peer *worker, const bt_wire_error *error);
+void bt_plane_kill_hung(bt_plane *p, int64_t now_ns);
+
+/* An error of this code and text, without anything else. */
+bt_wire_error bt_plain_error(uint16_t code, const char *text);
+/* The error in a message of one ERROR record, which a command brought. */
+int bt_error_of(const bt_message *m, bt_wire_error *out);
+
+#endif

@@ -1,0 +1,537 @@
+"""The native dispatcher: one answer for every call, whatever peers send and whoever dies."""
+
+import struct
+import threading
+
+import numpy as np
+import pytest
+import zmq
+
+pytest.importorskip("batching._native.plane", exc_type=ImportError)
+
+from batching._native import wire
+from batching._native.plane import Plane
+from batching._native.scheduler import Scheduler
+
+HELLO, WELCOME, CALL, ANSWER, ERROR, CANCEL, BATCH, RESULT, PING, PONG, STOP, BYE = range(1, 13)
+CLIENT, WORKER = 1, 2
+INVALID_PAYLOAD, OVERLOADED, DEADLINE, RUNNER, DIED, UNREACHABLE, CLOSED, MALFORMED, BAD_RESULT = range(1, 10)
+KEY = b'["ndarray","<f4",[2]]'
+ROW_BYTES = 8
+
+
+def failure(code, text):
+    return wire.pack([(ERROR, 0, (code, -1, -1, text, b"", b"", b""))])
+
+
+class Peer:
+    """A DEALER that speaks the protocol by hand. Every wait ends after 10 s."""
+
+    def __init__(self, context, endpoint):
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.rcvhwm = 4
+        self.socket.linger = 0
+        self.socket.rcvtimeo = 10_000
+        self.socket.connect(endpoint)
+        self.records = []
+
+    def send(self, *records):
+        self.socket.send_multipart(wire.pack(records))
+
+    def greet(self, role, *, name=b"model", versions=(1, 1), credit=1, description=b""):
+        self.send((HELLO, 0, (role, *versions, credit, 4711, name, description)))
+        return self.next()
+
+    def next(self):
+        while not self.records:
+            records, broken, _ = wire.parse(self.socket.recv_multipart())
+            assert broken is None
+            self.records = records
+        return self.records.pop(0)
+
+    def call(self, *ids, rows=1, budget_ns=-1, value=None, key=KEY):
+        self.send(
+            *((CALL, id_, rows_content(rows, id_ if value is None else value, budget_ns, key)) for id_ in ids)
+        )
+
+    def outcome(self):
+        kind, id_, content = self.next()
+        return (id_, content[0]) if kind == ERROR else (id_, numbers(content))
+
+    def reply(self, batch):
+        """The no-op model: what came in goes out."""
+        kind, id_, content = batch
+        assert kind == BATCH
+        self.send((RESULT, id_, (-1, content[1], content[1], 0, b"result", b"", content[6])))
+
+
+def rows_content(rows, value, budget_ns=-1, key=KEY):
+    data = np.full((rows, 2), value, dtype="<f4").tobytes()
+    return (budget_ns, rows, rows, 0, key, b"", [(ROW_BYTES, None, data)])
+
+
+def numbers(content):
+    return np.frombuffer(content[6][0][2], dtype="<f4")[::2].tolist()
+
+
+class Service:
+    def __init__(self, context, endpoint, **options):
+        self.context = context
+        self.router = context.socket(zmq.ROUTER)
+        self.router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self.router.setsockopt(zmq.LINGER, 0)
+        self.router.setsockopt(zmq.SNDHWM, options.pop("send_high_water", 1000))
+        self.monitor = self.router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.router.bind(endpoint)
+        self.endpoint = endpoint
+        timeout_ns = options.pop("run_timeout_ns", -1)
+        self.scheduler = Scheduler(**{"rule": "greedy", **options})
+        self.plane = Plane(
+            "model", b"{}", self.router, self.monitor, self.scheduler, run_timeout_ns=timeout_ns
+        )
+        self.thread = threading.Thread(target=self.plane.run)
+        self.thread.start()
+        self.peers = []
+
+    def peer(self):
+        self.peers.append(Peer(self.context, self.endpoint))
+        return self.peers[-1]
+
+    def client(self):
+        peer = self.peer()
+        assert peer.greet(CLIENT)[0] == WELCOME
+        return peer
+
+    def worker(self, **greeting):
+        peer = self.peer()
+        assert peer.greet(WORKER, **greeting)[0] == WELCOME
+        return peer
+
+    def event(self):
+        (event,) = self.plane.events()
+        return event
+
+    def dropped(self):
+        return self.plane.query(lambda scheduler, counters: counters[0])
+
+    def close(self):
+        self.plane._check()
+        self.plane.end(failure(CLOSED, b"closed"))
+        self.thread.join(10)
+        for peer in self.peers:
+            peer.socket.close()
+        self.router.disable_monitor()
+        self.monitor.close()
+        self.router.close()
+
+
+@pytest.fixture
+def start(tmp_path):
+    context = zmq.Context()
+    services = []
+
+    def make(**options):
+        services.append(Service(context, f"ipc://{tmp_path}/{len(services)}", **options))
+        return services[-1]
+
+    yield make
+    for service in services:
+        service.close()
+    context.term()
+
+
+@pytest.fixture
+def service(start):
+    return start()
+
+
+def test_a_call_is_answered_with_its_own_rows(service):
+    client, worker = service.client(), service.worker()
+    client.call(7, rows=3)
+    worker.reply(worker.next())
+    assert client.outcome() == (7, [7, 7, 7])
+
+
+def test_calls_that_wait_while_a_worker_is_busy_run_together(service):
+    client, worker = service.client(), service.worker()
+    client.call(1)
+    first = worker.next()
+    client.call(2, 3, rows=2)
+    client.call(4)
+    client.send((PING, 9, None))
+    assert client.next()[0] == PONG
+    worker.reply(first)
+    second = worker.next()
+    assert sorted(numbers(second[2])) == [2, 2, 3, 3, 4]
+    worker.reply(second)
+    assert sorted(client.outcome() for _ in range(4)) == [(1, [1]), (2, [2, 2]), (3, [3, 3]), (4, [4])]
+
+
+def test_calls_of_different_keys_never_share_a_batch(service):
+    client, worker = service.client(), service.worker()
+    client.call(1)
+    first = worker.next()
+    client.send((CALL, 2, rows_content(1, 2)), (CALL, 3, rows_content(1, 3, key=b"other")))
+    worker.reply(first)
+    batches = []
+    for _ in range(2):
+        batches.append(worker.next())
+        worker.reply(batches[-1])
+    assert sorted((batch[2][4], numbers(batch[2])) for batch in batches) == [(KEY, [2]), (b"other", [3])]
+
+
+def test_two_clients_with_equal_request_ids_get_their_own_answers(service):
+    one, two, worker = service.client(), service.client(), service.worker()
+    one.call(5, value=1)
+    worker.reply(worker.next())
+    two.call(5, value=2)
+    worker.reply(worker.next())
+    assert one.outcome() == (5, [1])
+    assert two.outcome() == (5, [2])
+
+
+def test_a_call_above_the_batch_size_is_cut_and_rejoined_in_order(start):
+    service = start(max_batch_rows=4)
+    client, worker = service.client(), service.worker()
+    data = np.arange(20, dtype="<f4").reshape(10, 2)
+    client.send((CALL, 1, (-1, 10, 10, 0, KEY, b"", [(ROW_BYTES, None, data.tobytes())])))
+    for _ in range(3):
+        worker.reply(worker.next())
+    assert client.outcome() == (1, data[:, 0].tolist())
+
+
+def test_parts_of_different_kinds_are_an_error(start):
+    service = start(max_batch_rows=2)
+    client, worker = service.client(), service.worker()
+    client.call(1, rows=4)
+    for key in (b"float", b"int"):
+        _, id_, content = worker.next()
+        worker.send((RESULT, id_, (-1, 2, 2, 0, key, b"", content[6])))
+    assert client.outcome() == (1, BAD_RESULT)
+
+
+def test_blobs_are_joined_and_cut_by_their_lengths(service):
+    client, worker = service.client(), service.worker()
+    client.call(99)
+    first = worker.next()
+
+    def blobs(id_, *texts):
+        lengths = struct.pack(f"<{len(texts)}I", *(0xFFFFFFFF if t is None else len(t) for t in texts))
+        data = b"".join(t for t in texts if t is not None)
+        return CALL, id_, (-1, len(texts), len(texts), 0, b"list", b"", [(-1, lengths, data)])
+
+    calls = [blobs(1, b"a", None), blobs(2, b""), blobs(3, b"longer", b"x")]
+    client.send(*calls)
+    worker.reply(first)
+    worker.reply(worker.next())
+    client.next()
+    answers = sorted(client.next() for _ in range(3))
+    assert [(id_, content[6]) for _, id_, content in answers] == [
+        (id_, content[6]) for _, id_, content in calls
+    ]
+
+
+def test_large_rows_travel_in_frames_and_come_back_unchanged(service):
+    client, worker = service.client(), service.worker()
+    client.call(99)
+    first = worker.next()
+    arrays = {
+        id_: np.random.default_rng(id_).bytes(size) for id_, size in ((1, 40_000), (2, 40_000), (3, 40_000))
+    }
+    client.send(
+        *((CALL, id_, (-1, 1, 1, 0, b"big", b"", [(40_000, None, data)])) for id_, data in arrays.items())
+    )
+    worker.reply(first)
+    worker.reply(worker.next())
+    client.next()
+    answers = [client.next() for _ in range(3)]
+    assert {id_: content[6][0][2] for _, id_, content in answers} == arrays
+
+
+def test_large_and_small_rows_of_one_batch_keep_their_order(service):
+    client, worker = service.client(), service.worker()
+    client.call(99)
+    first = worker.next()
+    calls = {
+        id_: np.random.default_rng(id_).bytes(8 * rows) for id_, rows in ((1, 1), (2, 5_000), (3, 2), (4, 3))
+    }
+    client.send(
+        *(
+            (CALL, id_, (-1, len(data) // 8, len(data) // 8, 0, KEY, b"", [(8, None, data)]))
+            for id_, data in calls.items()
+        )
+    )
+    worker.reply(first)
+    client.next()
+    answers = {}
+    while len(answers) < 4:
+        worker.socket.rcvtimeo = 200
+        try:
+            worker.reply(worker.next())
+        except zmq.Again:
+            _, id_, content = client.next()
+            answers[id_] = content[6][0][2]
+    assert answers == calls
+
+
+def test_a_cancelled_call_never_reaches_a_worker(service):
+    client, worker = service.client(), service.worker()
+    client.call(1)
+    first = worker.next()
+    client.call(2, 3)
+    client.send((CANCEL, 2, None), (PING, 1, None))
+    assert client.next()[0] == PONG
+    worker.reply(first)
+    second = worker.next()
+    assert numbers(second[2]) == [3]
+    worker.reply(second)
+    assert [client.outcome(), client.outcome()] == [(1, [1]), (3, [3])]
+
+
+def test_a_deadline_that_passes_in_the_queue_is_told(service):
+    client = service.client()
+    client.call(1, budget_ns=1_000_000)
+    assert client.outcome() == (1, DEADLINE)
+
+
+def test_a_full_queue_refuses_at_once(start):
+    service = start(max_queue_rows=4, max_batch_rows=4)
+    client = service.client()
+    client.call(1, rows=4)
+    client.call(2)
+    client.call(3, rows=5)
+    assert client.outcome() == (2, OVERLOADED)
+    assert client.outcome() == (3, INVALID_PAYLOAD)
+
+
+def test_a_batch_that_raises_is_cut_down_to_the_guilty_call(service):
+    client, worker = service.client(), service.worker()
+    client.call(99)
+    first = worker.next()
+    client.call(1, 2, 3, 4)
+    worker.reply(first)
+    client.outcome()
+    outcomes = []
+    worker.socket.rcvtimeo = 100
+    while len(outcomes) < 4:
+        try:
+            batch = worker.next()
+        except zmq.Again:
+            outcomes.append(client.outcome())
+            continue
+        if 3 in numbers(batch[2]):
+            worker.send((ERROR, batch[1], (RUNNER, -1, -1, b"no threes", b"ValueError", b"", b"")))
+        else:
+            worker.reply(batch)
+    assert sorted(outcomes) == [(1, [1]), (2, [2]), (3, RUNNER), (4, [4])]
+
+
+def test_a_result_with_another_row_count_fails_every_caller(service):
+    client, worker = service.client(), service.worker()
+    client.call(1, rows=2)
+    _, id_, _ = worker.next()
+    worker.send((RESULT, id_, rows_content(1, 0)))
+    assert client.outcome() == (1, BAD_RESULT)
+
+
+def test_an_unusable_result_is_never_run_again(service):
+    client, worker = service.client(), service.worker()
+    client.call(1)
+    _, id_, _ = worker.next()
+    worker.send((ERROR, id_, (BAD_RESULT, -1, -1, b"a dict", b"", b"", b"")))
+    assert client.outcome() == (1, BAD_RESULT)
+
+
+def test_a_batch_whose_worker_left_goes_to_another(service):
+    client, worker, other = service.client(), service.worker(), None
+    client.call(1)
+    worker.next()
+    worker.socket.close()
+    other = service.worker()
+    other.reply(other.next())
+    assert client.outcome() == (1, [1])
+
+
+def test_a_poison_call_costs_three_workers_and_fails_alone(service):
+    client = service.client()
+    client.call(1)
+    for _ in range(3):
+        worker = service.worker()
+        worker.next()
+        worker.send((BYE, 0, None))
+    assert client.outcome() == (1, DIED)
+
+
+def test_a_supervised_worker_is_waited_for_by_its_supervisor(service):
+    client = service.client()
+    worker = service.worker(description=b'{"token": "w1"}')
+    assert service.event() == ("ready", "w1", "", [])
+    client.call(1)
+    worker.next()
+    worker.socket.close()
+    assert service.event() == ("kill", "w1", "it lost its connection", [])
+    service.plane.worker_died("w1", failure(DIED, b"killed"))
+    other = service.worker()
+    other.reply(other.next())
+    assert client.outcome() == (1, [1])
+
+
+def test_a_batch_that_takes_too_long_is_reported(start):
+    service = start(run_timeout_ns=20_000_000)
+    client = service.client()
+    worker = service.worker(description=b'{"token":"w1"}')
+    service.event()
+    client.call(1)
+    worker.next()
+    assert service.event()[:2] == ("kill", "w1")
+
+
+def test_a_late_result_changes_nothing(service):
+    client, worker = service.client(), service.worker()
+    client.call(1)
+    batch = worker.next()
+    worker.reply(batch)
+    worker.reply(batch)
+    assert client.outcome() == (1, [1])
+    client.call(2)
+    worker.reply(worker.next())
+    assert client.outcome() == (2, [2])
+    assert service.dropped() == 1
+
+
+@pytest.mark.parametrize("greeting", [{"name": b"other"}, {"versions": (2, 9)}])
+def test_a_greeting_for_something_else_is_refused(service, greeting):
+    kind, id_, content = service.peer().greet(CLIENT, **greeting)
+    assert (kind, id_, content[0]) == (ERROR, 0, UNREACHABLE)
+
+
+def test_a_stranger_is_told_to_greet_first(service):
+    stranger = service.peer()
+    stranger.call(1)
+    assert stranger.next()[2][0] == UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [[b""], [b"BATC"], [b"x" * 5_000], [b"", b"", b""], [b"BATC\x02\0\0\0\0\0\0\0\x10\0\0\0"], [b"a"] * 200],
+)
+def test_noise_is_dropped_and_the_next_call_is_served(service, frames):
+    client, worker = service.client(), service.worker()
+    client.socket.send_multipart(frames)
+    client.call(1)
+    worker.reply(worker.next())
+    assert client.outcome() == (1, [1])
+    assert service.dropped() == 1
+
+
+def test_a_malformed_message_fails_the_calls_that_could_be_read(service):
+    client, worker = service.client(), service.worker()
+    packet = bytearray(wire.pack([(CALL, id_, rows_content(1, id_)) for id_ in (1, 2, 3)])[0])
+    record = (len(packet) - 16) // 3
+    struct.pack_into("<q", packet, 16 + record + 16, -5)  # the budget of the second
+    client.socket.send(packet)
+    assert [client.outcome(), client.outcome()] == [(1, MALFORMED), (2, MALFORMED)]
+    client.call(4)
+    worker.reply(worker.next())
+    assert client.outcome() == (4, [4])
+
+
+def test_a_call_whose_buffers_are_not_those_of_its_key_is_refused(service):
+    client = service.client()
+    client.call(1)
+    client.send((CALL, 2, (-1, 1, 1, 0, KEY, b"", [(4, None, b"1234")])))
+    assert client.outcome() == (2, MALFORMED)
+
+
+def test_a_client_that_leaves_frees_its_place_in_the_queue(start):
+    service = start(max_queue_rows=4, max_batch_rows=4)
+    gone = service.client()
+    gone.call(1, rows=4)
+    gone.send((PING, 1, None))
+    gone.next()
+    gone.send((BYE, 0, None))
+    client = service.client()
+    client.call(2)
+    worker = service.worker()
+    worker.reply(worker.next())
+    assert client.outcome() == (2, [2])
+
+
+def test_a_client_that_does_not_read_is_cut_off_and_told(start):
+    service = start(send_high_water=2, max_batch_rows=1)
+    worker = service.worker()
+    deaf = service.peer()
+    deaf.greet(CLIENT)
+    big = bytes(1_000_000)
+    for id_ in range(1, 4_000):
+        deaf.send((CALL, id_, (-1, 1, 1, 0, b"big", b"", [(len(big), None, big)])))
+        worker.reply(worker.next())
+        worker.send((PING, 1, None))
+        assert worker.next()[0] == PONG
+        if service.plane.query(lambda _, counters: counters[1]):
+            break
+    told = deaf.next()
+    while told[0] == ANSWER:
+        told = deaf.next()
+    assert (told[0], told[1], told[2][0]) == (ERROR, 0, UNREACHABLE)
+    client = service.client()
+    client.call(1)
+    worker.reply(worker.next())
+    assert client.outcome() == (1, [1])
+
+
+def test_calls_of_the_own_process_take_the_same_path(service):
+    worker = service.worker()
+    assert service.plane.submit(wire.pack([(CALL, 1, rows_content(2, 5)), (CALL, 2, rows_content(1, 6))]))
+    worker.reply(worker.next())
+    kind, _, _, frames = service.event()
+    records, broken, _ = wire.parse(frames)
+    assert (kind, broken) == ("local", None)
+    assert sorted((id_, numbers(content)) for _, id_, content in records) == [(1, [5, 5]), (2, [6])]
+
+
+def test_draining_answers_what_was_accepted_and_refuses_the_rest(service):
+    client, worker = service.client(), service.worker()
+    client.call(1)
+    batch = worker.next()
+    service.plane.drain()
+    client.call(2)
+    assert client.outcome() == (2, CLOSED)
+    worker.reply(batch)
+    assert client.outcome() == (1, [1])
+    assert service.event()[0] == "drained"
+
+
+def test_a_failing_service_fails_what_waits_and_what_comes(service):
+    client = service.client()
+    client.call(1)
+    service.plane.fail_calls(failure(RUNNER, b"_setup failed"))
+    assert client.outcome() == (1, RUNNER)
+    client.call(2)
+    assert client.outcome() == (2, RUNNER)
+    service.plane.fail_calls(None)
+    client.call(3)
+    worker = service.worker()
+    worker.reply(worker.next())
+    assert client.outcome() == (3, [3])
+
+
+def test_the_end_fails_what_is_left_and_says_goodbye(service):
+    client = service.client()
+    client.call(1)
+    client.send((PING, 1, None))
+    client.next()
+    service.plane.end(failure(CLOSED, b"stopped"))
+    assert client.outcome() == (1, CLOSED)
+    assert client.next()[0] == BYE
+    assert not service.plane.submit(wire.pack([(CANCEL, 1, None)]))
+
+
+def test_the_statistics_are_the_schedulers(service):
+    client, worker = service.client(), service.worker()
+    client.call(1)
+    worker.reply(worker.next())
+    client.outcome()
+    assert service.plane.query(
+        lambda scheduler, counters: (scheduler.statistics()["answered"], counters[2:])
+    ) == (1, (1, 1))
