@@ -15,23 +15,24 @@ Why this shape  one owner for socket, scheduler and payloads, so that none needs
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from .._native.scheduler import Scheduler
 from .buffers import join
-from .ledger import Entry, Ledger, Part
+from .ledger import Ending, Entry, Ledger, Part
 from .mailbox import Mailbox
 from .peers import Client, Peers, Running, Worker
+from .router import Router, source_fd
 from .wire import (
     NONE,
     VERSION,
@@ -51,21 +52,9 @@ from .wire import (
 __all__ = ["Counters", "Dispatcher", "Hooks"]
 
 _NS_PER_MS = 1_000_000
-_LOCAL = 0  # the client number of the process that owns the dispatcher
-
-# Messages to one peer that may wait in libzmq. A worker never has more than its credits
-# out. A client that is this many behind does not read: it is cut off, so that its memory
-# is bounded; each of its messages holds all answers of one turn.
-_SEND_HIGH_WATER = 1_000
-# Messages from one peer that may wait before its own socket stops taking more: the
-# queue's bound, max_queue_rows, answers calls that come faster than they are served.
-_RECEIVE_HIGH_WATER = 10_000
-# Messages taken in one turn before what they ask for is done.
-_MESSAGES_A_TURN = 1_000
-# On tcp a peer that vanished without a word is noticed by libzmq itself.
-_HEARTBEAT_MS = 2_000
-_HEARTBEAT_TIMEOUT_MS = 6_000
-_LINGER_MS = 500
+# Limits on what peers may claim of themselves.
+_LONGEST_BUDGET_NS = 2**61
+_MOST_CREDITS = 1_024
 
 
 class Hooks:
@@ -133,9 +122,7 @@ class Dispatcher:
         self._state = _State.OPEN
         self._gate = threading.Lock()  # between the last post and the end of taking them
         self._drained: Future[None] = Future()
-        self._context = zmq.Context()
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
-        self._monitor: zmq.Socket[bytes] | None = None
+        self._router = Router()
         self._thread = threading.Thread(target=self._serve, name=f"batching-{name}", daemon=True)
         self._failing: Failure | None = None
 
@@ -143,19 +130,7 @@ class Dispatcher:
 
     def bind(self, endpoint: str) -> str:
         """Listens; returns the endpoint with its real port. Before `start`."""
-        socket = self._socket
-        # A message to a peer that is gone or full is an error here, never dropped silently.
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        socket.setsockopt(zmq.SNDHWM, _SEND_HIGH_WATER)
-        socket.setsockopt(zmq.RCVHWM, _RECEIVE_HIGH_WATER)
-        socket.setsockopt(zmq.LINGER, _LINGER_MS)
-        socket.setsockopt(zmq.MAXMSGSIZE, 2**31)
-        if endpoint.startswith("tcp:"):
-            socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
-        self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        socket.bind(endpoint)
-        self.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.endpoint = self._router.bind(endpoint)
         return self.endpoint
 
     def start(self) -> None:
@@ -223,14 +198,16 @@ class Dispatcher:
     def discard(self) -> None:
         """For a dispatcher that was never started."""
         self._mailbox.close()
-        self._release_sockets()
+        self._router.close()
 
     # ---- the thread ------------------------------------------------------------
 
     def _serve(self) -> None:
         failure = Failure(0, Code.CLOSED, "the service was stopped")
         try:
-            poller = self._poller()
+            poller = zmq.Poller()
+            poller.register(self._mailbox.fileno(), zmq.POLLIN)
+            self._router.register(poller)
             while self._state is not _State.ENDED:
                 poller.poll(self._timeout_ms())
                 self._turn()
@@ -240,20 +217,11 @@ class Dispatcher:
         finally:
             self._close(failure)
 
-    def _poller(self) -> zmq.Poller:
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._mailbox.fileno(), zmq.POLLIN)
-        if self._monitor is not None:
-            poller.register(self._monitor, zmq.POLLIN)
-        return poller
-
     def _turn(self) -> None:
-        for frames in self._messages():
-            self._receive(frames)
+        self._read_messages()
         for handler, argument in self._mailbox.take():
             handler(argument)
-        self._read_monitor()
+        self._read_ended()
         self._kill_hung()
         self._dispatch()
         while self._flush():
@@ -262,27 +230,26 @@ class Dispatcher:
             self._drained.set_result(None)
 
     def _timeout_ms(self) -> int | None:
-        times = [running.kill_ns for worker in self._peers.workers for running in worker.running.values()
-                 if running.kill_ns is not None and not worker.hung]  # fmt: skip
-        if self._ledger.until_ns is not None:
-            times.append(self._ledger.until_ns)
-        if not times:
+        times_ns = [] if self._ledger.until_ns is None else [self._ledger.until_ns]
+        for worker in self._peers.workers:
+            times_ns += [
+                running.kill_ns for running in worker.running.values() if running.kill_ns is not None
+            ]
+        if not times_ns:
             return None
-        left_ns = min(times) - time.monotonic_ns()
+        left_ns = min(times_ns) - time.monotonic_ns()
         return max(0, min(-(-left_ns // _NS_PER_MS), 2**31 - 1))
 
-    def _messages(self) -> Iterator[list[zmq.Frame]]:
-        for _ in range(_MESSAGES_A_TURN):
-            try:
-                yield self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
+    # ---- messages ----------------------------------------------------------------
 
-    def _receive(self, frames: list[zmq.Frame]) -> None:
-        identity = frames[0].bytes
+    def _read_messages(self) -> None:
+        for identity, frames in self._router.messages():
+            self._receive(identity, frames)
+
+    def _receive(self, identity: bytes, frames: list[zmq.Frame]) -> None:
         peer = self._peers.get(identity)
         try:
-            records = parse([frame.buffer for frame in frames[1:]])
+            records = parse([frame.buffer for frame in frames])
         except BadPacket as error:
             self.counters.dropped += 1
             if isinstance(peer, Client):
@@ -290,8 +257,8 @@ class Dispatcher:
                     self._post(peer, Failure(id_, Code.MALFORMED, f"malformed packet: {error}"))
             return
         for record in records:
-            if record.type == Type.HELLO:
-                self._greet(identity, frames[1], record)
+            if isinstance(record, Greeting) and record.type == Type.HELLO:
+                self._greet(identity, source_fd(frames), record)
                 peer = self._peers.get(identity)
             elif peer is None:
                 self.counters.dropped += 1
@@ -302,64 +269,59 @@ class Dispatcher:
                 self._obey(peer, record)
 
     def _obey(self, peer: Client | Worker, record: Record) -> None:
-        match record.type:
-            case Type.CALL if isinstance(peer, Client):
+        match record:
+            case Rows(type=Type.CALL) if isinstance(peer, Client):
                 self._call(peer, record)
-            case Type.CANCEL if isinstance(peer, Client):
+            case Plain(type=Type.CANCEL) if isinstance(peer, Client):
                 entry = peer.calls.pop(record.id, None)
                 if entry is not None:
                     self._ledger.cancel(entry)
-            case Type.RESULT if isinstance(peer, Worker):
+            case Rows(type=Type.RESULT) if isinstance(peer, Worker):
                 self._result(peer, record)
-            case Type.ERROR if isinstance(peer, Worker):
+            case Failure() if isinstance(peer, Worker):
                 self._raised(peer, record)
-            case Type.PING:
+            case Plain(type=Type.PING):
                 self._post(peer, Plain(Type.PONG, record.id))
-            case Type.BYE:
+            case Plain(type=Type.BYE):
                 self._leave(peer)
-            case Type.PONG:
+            case Plain(type=Type.PONG):
                 pass
             case _:
                 self.counters.dropped += 1
 
     # ---- greetings ---------------------------------------------------------------
 
-    def _greet(self, identity: bytes, frame: zmq.Frame, hello: Greeting) -> None:
-        if not hello.lowest <= VERSION <= hello.highest:
-            rule = f"protocol versions {hello.lowest} to {hello.highest} asked for, {VERSION} spoken here"
-        elif hello.name != self._name:
-            rule = f"no runner {hello.name!r} here, only {self._name!r}"
-        elif hello.role not in (Role.CLIENT, Role.WORKER):
-            rule = "only clients and workers say HELLO"
-        elif self._state is not _State.OPEN:
-            rule = f"the service of {self._name!r} is closing"
-        else:
-            rule = ""
+    def _greet(self, identity: bytes, fd: int, hello: Greeting) -> None:
+        rule = self._objection(hello)
         if rule:
             self._reply(identity, Failure(0, Code.UNREACHABLE, rule))
             return
         # A connection that ended gave its descriptor back: read of that before the
         # descriptor's next owner is noted, or the newcomer would be taken for gone.
-        self._read_monitor()
+        self._read_ended()
         peer = self._peers.get(identity)
         if peer is None:
-            fd = _source_fd(frame)
-            if hello.role == Role.CLIENT:
-                peer = Client(identity, fd)
-            else:
-                peer = Worker(identity, fd, credits=max(1, hello.credits), token=_token(hello), pid=hello.pid)
+            peer = _newcomer(identity, fd, hello)
             self._peers.add(peer)
             if isinstance(peer, Worker):
                 self._hooks.worker_ready(peer.token)
         self._post(peer, Greeting(Type.WELCOME, Role.DISPATCHER, self._name, self._description))
 
-    def _read_monitor(self) -> None:
-        while self._monitor is not None:
-            try:
-                event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            for peer in self._peers.with_fd(int(event["value"])):
+    def _objection(self, hello: Greeting) -> str:
+        if not hello.lowest <= VERSION <= hello.highest:
+            asked = f"{hello.lowest} to {hello.highest}"
+            return f"protocol versions {asked} are asked for, and {VERSION} is spoken here"
+        if hello.name != self._name:
+            return f"no runner {hello.name!r} here, only {self._name!r}"
+        if hello.role == Role.CLIENT and self._state is not _State.OPEN:
+            return f"the service of {self._name!r} is closing"
+        if hello.role == Role.DISPATCHER:
+            return "only clients and workers say HELLO"
+        return ""
+
+    def _read_ended(self) -> None:
+        for fd in self._router.ended():
+            for peer in self._peers.with_fd(fd):
                 self._leave(peer)
 
     def _leave(self, peer: Client | Worker) -> None:
@@ -372,10 +334,8 @@ class Dispatcher:
         if not self._peers.remove(peer):
             return
         if isinstance(peer, Worker):
-            where = f"worker {peer.pid}" if peer.pid else "a worker"
-            self._lose(
-                peer, Failure(0, Code.WORKER_DIED, f"{where} lost its connection with the call's batch")
-            )
+            text = f"worker {peer.pid or 'unknown'} lost its connection with the call's batch"
+            self._lose(peer, Failure(0, Code.WORKER_DIED, text))
             return
         for entry in peer.calls.values():
             self._ledger.cancel(entry)
@@ -395,10 +355,11 @@ class Dispatcher:
         except Exception as error:
             self._post(client, Failure(record.id, Code.INVALID_PAYLOAD, str(error)))
             return
-        budget = record.budget_ns
-        deadline = NONE if budget == NONE else time.monotonic_ns() + budget
-        origin = RemoteOrigin(self, client, record.id)
-        entry = Entry(origin, record.rows, record.key, record.buffers, deadline)
+        deadline_ns = NONE
+        if record.budget_ns != NONE:
+            deadline_ns = time.monotonic_ns() + min(record.budget_ns, _LONGEST_BUDGET_NS)
+        origin = _RemoteOrigin(self._post, client, record.id)
+        entry = Entry(origin, record.rows, record.key, record.buffers, deadline_ns)
         client.calls[record.id] = entry
         self._admit(entry)
 
@@ -415,9 +376,8 @@ class Dispatcher:
             if batch is None:
                 return
             worker = self._peers.free_worker()
-            kill_ns = (
-                None if self._run_timeout_ms is None else now_ns + int(self._run_timeout_ms * _NS_PER_MS)
-            )
+            limit_ms = self._run_timeout_ms
+            kill_ns = None if limit_ms is None else now_ns + int(limit_ms * _NS_PER_MS)
             worker.running[batch.id] = Running(batch.record.rows, kill_ns)
             self._post(worker, batch.record)
 
@@ -435,7 +395,7 @@ class Dispatcher:
 
     def _raised(self, worker: Worker, failure: Failure) -> None:
         if self._finished(worker, failure.id) is not None:
-            how = "invalid" if failure.code == Code.BAD_RESULT else "raised"
+            how: Ending = "invalid" if failure.code == Code.BAD_RESULT else "raised"
             self._ledger.ended(time.monotonic_ns(), failure.id, how, failure)
 
     def _finished(self, worker: Worker, batch: int) -> Running | None:
@@ -451,8 +411,7 @@ class Dispatcher:
     def _worker_died(self, notice: tuple[str, Failure]) -> None:
         token, failure = notice
         # What it sent before it died counts.
-        for frames in self._messages():
-            self._receive(frames)
+        self._read_messages()
         worker = self._peers.with_token(token)
         if worker is not None and self._peers.remove(worker):
             self._lose(worker, failure)
@@ -463,20 +422,22 @@ class Dispatcher:
             self._ledger.ended(time.monotonic_ns(), batch, "died", failure)
 
     def _kill_hung(self) -> None:
-        if self._run_timeout_ms is None:
-            return
         now_ns = time.monotonic_ns()
         for worker in list(self._peers.workers):
-            late = any(r.kill_ns is not None and r.kill_ns <= now_ns for r in worker.running.values())
-            if not late or worker.hung:
-                continue
-            why = f"its batch took longer than run_timeout_ms={self._run_timeout_ms:g}"
-            if worker.token:
-                worker.hung = True
-                self._hooks.kill_worker(worker.token, why)
-            elif self._peers.remove(worker):
-                self._reply(worker.identity, Failure(0, Code.UNREACHABLE, f"dismissed: {why}"))
-                self._lose(worker, Failure(0, Code.WORKER_DIED, f"a worker was given up: {why}"))
+            if any(r.kill_ns is not None and r.kill_ns <= now_ns for r in worker.running.values()):
+                self._kill(worker, f"its batch took longer than run_timeout_ms={self._run_timeout_ms:g}")
+
+    def _kill(self, worker: Worker, why: str) -> None:
+        for running in worker.running.values():
+            running.kill_ns = None
+        if worker.token:
+            worker.hung = True
+            self._hooks.kill_worker(worker.token, why)
+        elif self._peers.remove(worker):
+            self._reply(worker.identity, Failure(0, Code.UNREACHABLE, f"dismissed: {why}"))
+            self._lose(
+                worker, Failure(0, Code.WORKER_DIED, f"worker {worker.pid or 'unknown'} was given up: {why}")
+            )
 
     def _dismiss(self, _: None) -> None:
         for worker in self._peers.workers:
@@ -497,22 +458,18 @@ class Dispatcher:
         return lost
 
     def _send(self, peer: Client | Worker, packet: Packet) -> bool:
-        try:
-            self._socket.send_multipart([peer.identity, *packet.frames()], zmq.NOBLOCK, copy=False)
+        problem = self._router.send(peer.identity, packet)
+        if not problem:
             return True
-        except zmq.Again:
-            self.counters.cut_off += 1
-        except zmq.ZMQError:  # EHOSTUNREACH: it is gone
-            pass
+        self.counters.cut_off += problem == "full"
         self._leave(peer)
         return False
 
     def _reply(self, identity: bytes, record: Record) -> None:
-        """To somebody who is no peer."""
+        """To somebody who is no peer: whether it arrives is not our concern."""
         packet = Packet()
         packet.add(record)
-        with suppress(zmq.ZMQError):
-            self._socket.send_multipart([identity, *packet.frames()], zmq.NOBLOCK)
+        self._router.send(identity, packet)
 
     # ---- posts and the end -----------------------------------------------------------
 
@@ -559,23 +516,16 @@ class Dispatcher:
         if not self._drained.done():
             self._drained.set_result(None)
         self._mailbox.close()
-        self._release_sockets()
-
-    def _release_sockets(self) -> None:
-        if self._monitor is not None:
-            self._socket.disable_monitor()
-            self._monitor.close()
-        self._socket.close()
-        self._context.term()
+        self._router.close()
 
 
-class RemoteOrigin:
+class _RemoteOrigin:
     """A call of a client: its outcome leaves as a record."""
 
-    __slots__ = ("_client", "_dispatcher", "_id", "client")
+    __slots__ = ("_client", "_id", "_post", "client")
 
-    def __init__(self, dispatcher: Dispatcher, client: Client, id_: int) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, post: Callable[[Client, Record], None], client: Client, id_: int) -> None:
+        self._post = post
         self._client = client
         self._id = id_
         self.client = client.number
@@ -583,28 +533,24 @@ class RemoteOrigin:
     def answer(self, parts: list[Part]) -> None:
         if self._client.calls.pop(self._id, None) is None:
             return
-        keys = {part.key for part in parts}
-        if len(keys) > 1:
-            self._post(
-                Failure(self._id, Code.BAD_RESULT, "the parts of the call differ in kind, dtype or columns")
-            )
+        if len({part.key for part in parts}) > 1:
+            text = "the parts of the call differ in kind, dtype or columns"
+            self._post(self._client, Failure(self._id, Code.BAD_RESULT, text))
             return
         rows = sum(part.rows for part in parts)
-        self._post(Rows(Type.ANSWER, self._id, rows, parts[0].key, join([part.buffers for part in parts])))
+        buffers = join([part.buffers for part in parts])
+        self._post(self._client, Rows(Type.ANSWER, self._id, rows, parts[0].key, buffers))
 
     def fail(self, failure: Failure) -> None:
         if self._client.calls.pop(self._id, None) is not None:
-            self._post(_readdressed(failure, self._id))
-
-    def _post(self, record: Record) -> None:
-        self._dispatcher._post(self._client, record)
+            self._post(self._client, dataclasses.replace(failure, id=self._id))
 
 
-def _readdressed(failure: Failure, id_: int) -> Failure:
-    return Failure(
-        id_, failure.code, failure.message, failure.type_name, failure.traceback,
-        failure.cause, failure.exit_code, failure.number,
-    )  # fmt: skip
+def _newcomer(identity: bytes, fd: int, hello: Greeting) -> Client | Worker:
+    if hello.role == Role.CLIENT:
+        return Client(identity, fd)
+    credit = min(max(hello.credits, 1), _MOST_CREDITS)
+    return Worker(identity, fd, credits=credit, token=_token(hello), pid=hello.pid)
 
 
 def _token(hello: Greeting) -> str:
@@ -614,10 +560,3 @@ def _token(hello: Greeting) -> str:
     except (ValueError, AttributeError, RecursionError):
         return ""
     return token if isinstance(token, str) else ""
-
-
-def _source_fd(frame: zmq.Frame) -> int:
-    try:
-        return int(frame.get(zmq.SRCFD))
-    except (zmq.ZMQError, AttributeError, ValueError):
-        return -1

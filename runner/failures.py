@@ -12,7 +12,7 @@ from __future__ import annotations
 import pickle
 import traceback
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 
 from .. import errors
 from ..signature import InvalidResult

@@ -23,9 +23,13 @@ from .._native.scheduler import Admission, Scheduler
 from .buffers import Slicer, join
 from .wire import NONE, Buffer, Code, Failure, Rows, Type
 
-__all__ = ["Batch", "Entry", "Groups", "Ledger", "Origin", "Part"]
+__all__ = ["Batch", "Ending", "Entry", "Groups", "Ledger", "Origin", "Part"]
 
 _NS_PER_MS = 1e6
+
+
+# How a batch without a result ended.
+Ending = Literal["raised", "died", "invalid"]
 
 
 @dataclass(slots=True)
@@ -177,9 +181,7 @@ class Ledger:
                 entry.parts.sort(key=lambda part: part.first_row)
                 entry.origin.answer(entry.parts)
 
-    def ended(
-        self, now_ns: int, batch: int, how: Literal["raised", "died", "invalid"], failure: Failure
-    ) -> None:
+    def ended(self, now_ns: int, batch: int, how: Ending, failure: Failure) -> None:
         """A batch ended without a result. Some of its calls may run again."""
         for part in self.scheduler.finished(batch, now_ns, how):
             entry = self._entries.get(part.tag)

@@ -70,6 +70,8 @@ class Outcomes:
         if self._settled:
             settled, self._settled = self._settled, []
             settle(settled)
+            for call, _, _ in settled:
+                call.data = None  # a call and what was made of it refer to each other
 
     def _decoded(self, part: Part) -> Any:
         # Into memory of the answer's own: the frames hold other callers' rows too.

@@ -21,24 +21,14 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from .._native.calls import Call, Handle, ItemHandle
-from .._native.scheduler import Scheduler
-from ..errors import DeadlineExceeded, RunnerClosed
+from .._native.calls import Handle, ItemHandle
+from ..errors import RunnerClosed
 from ..options import BatchOptions
 from ..statistics import Statistics
-from .client import ClientEngine, Link
-from .dispatcher import Dispatcher, Hooks
-from .endpoints import PrivateDirectory, allows_pickle, checked
-from .failures import error_of
-from .ledger import Entry, Part
-from .outcomes import Outcomes, Outgoing, prepare
-from .recipe import CallSignature, Plan, described, pickled, signature_of
-from .supervisor import Death, Supervisor, WorkerPlan
-from .wire import Code, Failure
+from .endpoints import checked
+from .running import RunningService
 
 __all__ = ["ItemService", "RunnerService", "runner_service"]
-
-_NS_PER_MS = 1_000_000
 
 
 def runner_service(
@@ -104,7 +94,7 @@ class _Service:
         self._start_timeout_s = start_timeout_s
         self._state = _State.DESCRIBED
         self._lock = threading.Lock()  # between start and stop
-        self._running: _Running | None = None
+        self._running: RunningService | None = None
         self._abandoned: Future[None] | None = None  # the start under way
 
     # ---- what it is ----------------------------------------------------------------
@@ -180,7 +170,7 @@ class _Service:
                 raise RunnerClosed(self._closed_text())
             self._state = _State.STARTING
             try:
-                self._running = _Running(
+                self._running = RunningService(
                     self._runner, self._options, self._workers, self._wanted, self._start_timeout_s
                 )
                 self._abandoned = self._running.started
@@ -279,207 +269,6 @@ class RunnerService(_Service, Handle):
 
 class ItemService(_Service, ItemHandle):
     """A SimpleRunner in worker processes: `run` and `async_run`."""
-
-
-class _Running(Hooks):
-    """Everything that exists between a start and its stop."""
-
-    def __init__(
-        self, runner: Any, options: BatchOptions, workers: int, endpoint: str | None, start_timeout_s: float
-    ) -> None:
-        self.started: Future[None] = Future()
-        self._name = runner.name
-        self._workers = workers
-        self._ready: set[str] = set()
-        self._signature = signature_of(runner)
-        self._description = described(runner)
-        recipe = pickled(runner)
-        self._directory = PrivateDirectory() if endpoint is None else None
-        self._dispatcher = Dispatcher(
-            runner.name, self._description, _scheduler(options, batches=isinstance(runner, Handle)), self,
-            max_queue_rows=options.max_queue_rows, run_timeout_ms=options.run_timeout_ms,
-        )  # fmt: skip
-        try:
-            self.endpoint = self._dispatcher.bind(
-                self._directory.endpoint if self._directory else str(endpoint)
-            )
-        except BaseException:
-            self._dispatcher.discard()
-            if self._directory is not None:
-                self._directory.remove()
-            raise
-        allow_pickle = allows_pickle(self.endpoint)
-        self._outcomes = Outcomes(self._signature, allow_pickle=allow_pickle)
-        self.engine = LocalEngine(self._dispatcher, self._signature, self._outcomes, options, allow_pickle)
-        plan = WorkerPlan(recipe, self.endpoint, allow_pickle, options.concurrency, start_timeout_s)
-        self._supervisor = Supervisor(plan, workers, self._on_death)
-        self._dispatcher.start()
-        self._supervisor.start()
-
-    # ---- while it runs -------------------------------------------------------------
-
-    def set_options(self, options: BatchOptions) -> None:
-        self.engine.max_latency_ms = options.max_latency_ms
-        self._dispatcher.set_options(
-            scheduler_options(options), options.max_queue_rows, options.run_timeout_ms
-        )
-
-    def statistics(self) -> Statistics:
-        return Statistics.from_numbers(_in_ms(self._dispatcher.statistics()))
-
-    # In the dispatcher's thread:
-
-    def worker_ready(self, token: str) -> None:
-        self._supervisor.ready(token)
-        self._ready.add(token)
-        if len(self._ready) >= self._workers:
-            with suppress(InvalidStateError):
-                self.started.set_result(None)
-        self._dispatcher.fail_calls(None)
-
-    def kill_worker(self, token: str, why: str) -> None:
-        self._supervisor.kill(token, why)
-
-    def settle_turn(self) -> None:
-        self._outcomes.settle()
-
-    # In the supervisor's thread:
-
-    def _on_death(self, death: Death) -> None:
-        self._ready.discard(death.token)
-        if not self.started.done():
-            with suppress(InvalidStateError):
-                self.started.set_exception(_start_error(death))
-        self._dispatcher.worker_died(death.token, death.failure)
-        if death.setup is not None and not self._ready:
-            # Nobody is there, and nobody may come: an error now is better than none.
-            self._dispatcher.fail_calls(death.setup)
-
-    # ---- its end ---------------------------------------------------------------------
-
-    def stop(self, timeout_s: float | None) -> None:
-        late = f"the service was stopped, and the call had no answer within {timeout_s} s"
-        try:
-            if self._dispatcher.drain(timeout_s):
-                self._supervisor.retire()
-                self._dispatcher.dismiss_workers()
-                self._supervisor.join()
-        finally:
-            # Whatever happened above, an interrupt too: nothing stays.
-            self._end(late)
-
-    def abort(self) -> None:
-        self._end("the service did not start")
-
-    def _end(self, why: str) -> None:
-        try:
-            self._supervisor.retire(0)
-            self._supervisor.join()
-        finally:
-            self._dispatcher.end(Failure(0, Code.CLOSED, why))
-            if self._directory is not None:
-                self._directory.remove()
-
-    # ---- forks -----------------------------------------------------------------------
-
-    def let_go(self) -> None:
-        for fd in self._supervisor.lifelines():
-            with suppress(OSError):
-                os.close(fd)
-
-    def client_engine(self) -> ClientEngine:
-        allow_pickle = allows_pickle(self.endpoint)
-        plan = Plan.read(self._description, allow_pickle=allow_pickle)
-        link = Link(self.endpoint, self._name, timeout_s=5.0)
-        return ClientEngine(link, self._signature, plan.options, allow_pickle)
-
-
-class LocalEngine:
-    """The engine of the process that owns the dispatcher: calls go straight into its queue."""
-
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        signature: CallSignature,
-        outcomes: Outcomes,
-        options: BatchOptions,
-        allow_pickle: bool,
-    ) -> None:
-        self.max_latency_ms = options.max_latency_ms
-        self._dispatcher = dispatcher
-        self._signature = signature
-        self._outcomes = outcomes
-        self._allow_pickle = allow_pickle
-
-    def submit(self, call: Call) -> None:
-        out = prepare(self._signature, call, allow_pickle=self._allow_pickle)
-        entry = Entry(_LocalOrigin(self._outcomes, out), out.rows, out.key, out.buffers, call.deadline_ns)
-        call.data = entry
-        if not self._dispatcher.submit(entry):
-            raise RunnerClosed("the service was stopped: no new calls are taken")
-
-    def assist(self, call: Call) -> int:
-        # The caller blocks now: no end of a loop's turn will come to send its call.
-        self._dispatcher.flush()
-        return -1
-
-    def cancel(self, call: Call) -> None:
-        self._dispatcher.cancel(call.data)
-
-
-class _LocalOrigin:
-    """A call of this process. All of them are one client."""
-
-    __slots__ = ("_out", "_outcomes")
-
-    client = 0
-
-    def __init__(self, outcomes: Outcomes, out: Outgoing) -> None:
-        self._outcomes = outcomes
-        self._out = out
-
-    def answer(self, parts: list[Part]) -> None:
-        self._outcomes.answer(self._out, parts)
-
-    def fail(self, failure: Failure) -> None:
-        self._outcomes.fail(self._out, failure)
-
-
-def _in_ms(numbers: dict[str, Any]) -> dict[str, Any]:
-    """The scheduler's numbers by the names and units of `Statistics`."""
-    policy = {
-        name.removesuffix("_ns") + "_ms" if name.endswith("_ns") else name: value / _NS_PER_MS
-        if name.endswith("_ns")
-        else value
-        for name, value in numbers["policy"].items()
-    }
-    policy["calibrated"] = bool(policy["calibrated"])
-    return {**numbers, "release_reasons": numbers["released"], "policy": policy}
-
-
-def _start_error(death: Death) -> Exception:
-    if death.setup is not None:
-        return error_of(death.setup, allow_pickle=True)
-    error = error_of(death.failure, allow_pickle=True)
-    if "start_timeout_s" in str(error):
-        return DeadlineExceeded(str(error))
-    return error
-
-
-def scheduler_options(options: BatchOptions) -> dict[str, Any]:
-    """The scheduler's own words for the options."""
-    return {
-        "max_batch_rows": options.max_batch_size,
-        "max_queue_rows": options.max_queue_rows,
-        "isolate_errors": options.isolate_errors,
-        "objective": options.objective,
-        "max_wait_ns": None if options.max_wait_ms is None else int(options.max_wait_ms * _NS_PER_MS),
-        "allowed_rows": tuple(options.allowed_batch_sizes or ()),
-    }
-
-
-def _scheduler(options: BatchOptions, *, batches: bool) -> Scheduler:
-    return Scheduler(one_call_a_batch=not batches, **scheduler_options(options))
 
 
 # ---- the end of the interpreter, and forks ----------------------------------------------

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import accumulate, pairwise
+from typing import Any
 
 __all__ = [
     "HELLO",
@@ -441,7 +442,7 @@ class _Reader:
         _check(_on_rows(frames, row_bytes, lengths), "a frame ends inside a row")
         return Buffer(row_bytes, list(frames), lengths)
 
-    def _unpack(self, shape: struct.Struct) -> tuple[int, ...]:
+    def _unpack(self, shape: struct.Struct) -> tuple[Any, ...]:
         return shape.unpack(self._take(shape.size))
 
     def _padded(self, size: int) -> memoryview:

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 import zmq
 
 from ..errors import InvalidPayload, RunnerError
@@ -162,15 +162,15 @@ class WorkerLink:
         self._outbox = []
 
     def _obey(self, record: Record) -> None:
-        match record.type:
-            case Type.BATCH:
+        match record:
+            case Rows(type=Type.BATCH):
                 self._deliver(record)
-            case Type.STOP | Type.BYE:
+            case Plain(type=Type.STOP | Type.BYE):
                 self._finish()
-            case Type.ERROR if record.id == 0:
+            case Failure(id=0):
                 self.refusal = record.message
                 self._finish()
-            case Type.PING:
+            case Plain(type=Type.PING):
                 self._outbox.append(Plain(Type.PONG, record.id))
             case _:
                 pass

@@ -1,0 +1,97 @@
+"""Router: the dispatcher's socket, and word of connections that ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from .wire import Packet
+
+__all__ = ["Router", "source_fd"]
+
+# Messages to one peer that may wait in libzmq. A worker never has more than its credits
+# out. A client that is this many behind does not read: it is cut off, so that its memory
+# is bounded; each of its messages holds all answers of one turn.
+_SEND_HIGH_WATER = 1_000
+# Messages from one peer that may wait before its own socket stops taking more: the
+# queue's bound, max_queue_rows, answers calls that come faster than they are served.
+_RECEIVE_HIGH_WATER = 10_000
+# Messages taken in one turn before what they ask for is done.
+_MESSAGES_A_TURN = 1_000
+# On tcp a peer that vanished without a word is noticed by libzmq itself.
+_HEARTBEAT_MS = 2_000
+_HEARTBEAT_TIMEOUT_MS = 6_000
+_LINGER_MS = 500
+_MAX_MESSAGE_BYTES = 2**31
+
+
+class Router:
+    """A ROUTER socket that says when a message cannot be sent. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._context = zmq.Context()
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        # A message to a peer that is gone or full is an error here, never dropped silently.
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.SNDHWM, _SEND_HIGH_WATER)
+        self._socket.setsockopt(zmq.RCVHWM, _RECEIVE_HIGH_WATER)
+        self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE_BYTES)
+        self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+
+    def bind(self, endpoint: str) -> str:
+        """Listens; returns the endpoint with its real port."""
+        if endpoint.startswith("tcp:"):
+            self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+            self._socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+            self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+        self._socket.bind(endpoint)
+        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def register(self, poller: zmq.Poller) -> None:
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._monitor, zmq.POLLIN)
+
+    def messages(self) -> Iterator[tuple[bytes, list[zmq.Frame]]]:
+        """The messages that are here, up to a turn's worth: who sent it, and its frames."""
+        for _ in range(_MESSAGES_A_TURN):
+            try:
+                identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            yield identity.bytes, frames
+
+    def ended(self) -> Iterator[int]:
+        """The descriptors of connections that ended."""
+        while True:
+            try:
+                event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            yield int(event["value"])
+
+    def send(self, identity: bytes, packet: Packet) -> str:
+        """ "" if it is on its way; else why not: "full" or "gone"."""
+        try:
+            self._socket.send_multipart([identity, *packet.frames()], zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return "full"
+        except zmq.ZMQError:  # EHOSTUNREACH
+            return "gone"
+        return ""
+
+    def close(self) -> None:
+        self._socket.disable_monitor()
+        self._monitor.close()
+        self._socket.close()
+        self._context.term()
+
+
+def source_fd(frames: list[zmq.Frame]) -> int:
+    """The descriptor that a message came in on, as `ended` names it; -1 if libzmq does not say."""
+    try:
+        return int(frames[0].get(zmq.SRCFD))
+    except (IndexError, zmq.ZMQError, AttributeError, ValueError):
+        return -1
