@@ -17,9 +17,10 @@ from typing import Self
 from .._native.calls import Call, Handle, ItemHandle
 from ..errors import RunnerClosed
 from ..options import BatchOptions
+from ..statistics import Statistics
 from .client_link import Link, Sent
 from .endpoints import allows_pickle, checked
-from .outcomes import Outcomes, prepare
+from .outcomes import Outcomes, prepare, statistics_of
 from .recipe import CallSignature, Plan
 
 __all__ = ["ClientEngine", "ConnectedItemRunner", "ConnectedRunner", "connect"]
@@ -76,6 +77,12 @@ class _Connected:
 
     def _start(self) -> None:
         raise RunnerClosed(f"the connection to {self.name!r} was closed")
+
+    def statistics(self) -> Statistics:
+        """The numbers of the service, all its callers together. Raises ServiceUnreachable."""
+        if self._closed:
+            self._start()
+        return statistics_of(self._engine_of_close.link.statistics())
 
     def close(self) -> None:
         """Gives the handle up; calls that are out get their answers while other handles use

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+import json
 import os
 import threading
 import time
@@ -23,16 +24,17 @@ import zmq
 
 from ..errors import RunnerClosed, ServiceUnreachable
 from .connection import Connection
+from .failures import error_of
 from .ledger import Part
 from .mailbox import Mailbox
 from .outcomes import Outcomes, Outgoing
-from .wire import NONE, VERSION, Code, Failure, Greeting, Plain, Record, Role, Rows, Type
+from .wire import NONE, VERSION, Code, Failure, Greeting, Method, Plain, Record, Role, Rows, Type
 
 __all__ = ["Link", "Sent"]
 
 
 class Sent:
-    """A call on its way. `id` is 0 before it left and after its outcome."""
+    """A call on its way. `id` is 0 until it left."""
 
     __slots__ = ("id", "out", "outcomes")
 
@@ -40,6 +42,41 @@ class Sent:
         self.id = 0
         self.out = out
         self.outcomes = outcomes
+
+    def record(self) -> Rows:
+        out = self.out
+        deadline_ns = out.call.deadline_ns
+        budget_ns = NONE if deadline_ns < 0 else max(0, deadline_ns - time.monotonic_ns())
+        return Rows(Type.CALL, self.id, out.rows, out.key, out.buffers, budget_ns)
+
+    def answer(self, record: Rows) -> None:
+        self.outcomes.answer(self.out, [Part(0, record.rows, record.key, record.buffers)])
+
+    def fail(self, failure: Failure) -> None:
+        self.outcomes.fail(self.out, failure)
+
+
+class Question:
+    """A request for the service's numbers on its way."""
+
+    __slots__ = ("future", "id")
+    outcomes = None
+
+    def __init__(self) -> None:
+        self.id = 0
+        self.future: Future[dict[str, Any]] = Future()
+
+    def record(self) -> Rows:
+        return Rows(Type.CALL, self.id, 0, b"", [], method=Method.STATISTICS)
+
+    def answer(self, record: Rows) -> None:
+        try:
+            self.future.set_result(json.loads(record.metadata))
+        except ValueError as error:
+            self.future.set_exception(ServiceUnreachable(f"no statistics came back: {error}"))
+
+    def fail(self, failure: Failure) -> None:
+        self.future.set_exception(error_of(failure, allow_pickle=False))
 
 
 class _State(enum.Enum):
@@ -71,8 +108,8 @@ class Link:
         self._greet_until_ns = 0
         self._ids = itertools.count(1)
         self._greetings: list[Future[bytes]] = []
-        self._waiting: dict[Sent, None] = {}  # until the handshake is done
-        self._calls: dict[int, Sent] = {}
+        self._waiting: dict[Sent | Question, None] = {}  # until the handshake is done
+        self._calls: dict[int, Sent | Question] = {}
         self._outbox: list[Record] = []
         self._touched: dict[Outcomes, None] = {}
         self._description: bytes | None = None
@@ -86,7 +123,14 @@ class Link:
         self._mailbox.urge(self._greet, greeting)
         return greeting.result()
 
-    def submit(self, sent: Sent) -> None:
+    def statistics(self) -> dict[str, Any]:
+        """The dispatcher's numbers. Raises ServiceUnreachable."""
+        question = Question()
+        self.submit(question)
+        self.flush()
+        return question.future.result()
+
+    def submit(self, sent: Sent | Question) -> None:
         with self._lock:
             if self._state is _State.ENDED:
                 raise RunnerClosed(f"the connection to {self.name!r} was closed")
@@ -195,7 +239,7 @@ class Link:
         self._greetings.append(greeting)
         self._connect()
 
-    def _submit(self, sent: Sent) -> None:
+    def _submit(self, sent: Sent | Question) -> None:
         if self._state is _State.TOGETHER:
             self._send(sent)
         else:
@@ -235,7 +279,7 @@ class Link:
         self._poller = None
         self._outbox = []
         for sent in [*self._waiting, *self._calls.values()]:
-            self._fail(sent, failure)
+            self._settles(sent).fail(failure)
         self._waiting, self._calls = {}, {}
         for greeting in self._greetings:
             greeting.set_exception(ServiceUnreachable(failure.message))
@@ -250,11 +294,11 @@ class Link:
             case Rows(type=Type.ANSWER):
                 sent = self._calls.pop(record.id, None)
                 if sent is not None:
-                    self._answer(sent, record)
+                    self._settles(sent).answer(record)
             case Failure() if record.id:
                 sent = self._calls.pop(record.id, None)
                 if sent is not None:
-                    self._fail(sent, record)
+                    self._settles(sent).fail(record)
             case Failure():
                 self._unreachable(record.message)
             case Greeting(type=Type.WELCOME):
@@ -289,21 +333,16 @@ class Link:
         for sent in waiting:
             self._send(sent)
 
-    def _send(self, sent: Sent) -> None:
+    def _send(self, sent: Sent | Question) -> None:
         sent.id = next(self._ids)
         self._calls[sent.id] = sent
-        out = sent.out
-        deadline_ns = out.call.deadline_ns
-        budget_ns = NONE if deadline_ns < 0 else max(0, deadline_ns - time.monotonic_ns())
-        self._outbox.append(Rows(Type.CALL, sent.id, out.rows, out.key, out.buffers, budget_ns))
+        self._outbox.append(sent.record())
 
-    def _answer(self, sent: Sent, record: Rows) -> None:
-        self._touched[sent.outcomes] = None
-        sent.outcomes.answer(sent.out, [Part(0, record.rows, record.key, record.buffers)])
-
-    def _fail(self, sent: Sent, failure: Failure) -> None:
-        self._touched[sent.outcomes] = None
-        sent.outcomes.fail(sent.out, failure)
+    def _settles(self, sent: Sent | Question) -> Sent | Question:
+        """The call, whose outcome comes now and whose callers are woken at the turn's end."""
+        if sent.outcomes is not None:
+            self._touched[sent.outcomes] = None
+        return sent
 
 
 _alive: weakref.WeakSet[Link] = weakref.WeakSet()

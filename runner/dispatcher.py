@@ -40,6 +40,7 @@ from .wire import (
     Code,
     Failure,
     Greeting,
+    Method,
     Packet,
     Plain,
     Record,
@@ -270,6 +271,9 @@ class Dispatcher:
 
     def _obey(self, peer: Client | Worker, record: Record) -> None:
         match record:
+            case Rows(type=Type.CALL, method=Method.STATISTICS) if isinstance(peer, Client):
+                text = json.dumps(self._numbers()).encode()
+                self._post(peer, Rows(Type.ANSWER, record.id, 0, b"", [], metadata=text))
             case Rows(type=Type.CALL) if isinstance(peer, Client):
                 self._call(peer, record)
             case Plain(type=Type.CANCEL) if isinstance(peer, Client):
@@ -346,6 +350,9 @@ class Dispatcher:
     def _call(self, client: Client, record: Rows) -> None:
         if record.id in client.calls:  # a frame that came twice
             self.counters.dropped += 1
+            return
+        if record.method != Method.RUN:
+            self._post(client, Failure(record.id, Code.MALFORMED, f"no method {record.method} here"))
             return
         if self._state is not _State.OPEN:
             self._post(client, Failure(record.id, Code.CLOSED, "the service is closing"))

@@ -11,6 +11,7 @@ from typing import Any
 from .._native.calls import Call, settle
 from ..errors import RunnerError
 from ..signature import Payload
+from ..statistics import Statistics
 from .buffers import contiguous
 from .encoding import from_encoded, to_encoded
 from .failures import error_of
@@ -18,7 +19,9 @@ from .ledger import Part
 from .recipe import CallSignature
 from .wire import Buffer, Failure
 
-__all__ = ["Outcomes", "Outgoing", "prepare"]
+__all__ = ["Outcomes", "Outgoing", "prepare", "statistics_of"]
+
+_NS_PER_MS = 1_000_000
 
 
 class Outgoing:
@@ -79,3 +82,15 @@ class Outcomes:
         return self._signature.decode_result(
             part.key, to_encoded(own), part.rows, allow_pickle=self._allow_pickle
         )
+
+
+def statistics_of(numbers: dict[str, Any]) -> Statistics:
+    """A scheduler's numbers by the names and units of `Statistics`."""
+    policy: dict[str, Any] = {}
+    for name, value in numbers["policy"].items():
+        if name.endswith("_ns"):
+            policy[name.removesuffix("_ns") + "_ms"] = value / _NS_PER_MS
+        else:
+            policy[name] = value
+    policy["calibrated"] = bool(policy["calibrated"])
+    return Statistics.from_numbers({**numbers, "release_reasons": numbers["released"], "policy": policy})

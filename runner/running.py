@@ -25,7 +25,7 @@ from .dispatcher import Dispatcher, Hooks
 from .endpoints import PrivateDirectory, allows_pickle
 from .failures import error_of
 from .ledger import Entry, Part
-from .outcomes import Outcomes, Outgoing, prepare
+from .outcomes import Outcomes, Outgoing, prepare, statistics_of
 from .recipe import CallSignature, described, pickled, signature_of
 from .supervisor import Death, Supervisor, WorkerPlan
 from .wire import Code, Failure
@@ -33,6 +33,8 @@ from .wire import Code, Failure
 __all__ = ["LocalEngine", "RunningService"]
 
 _NS_PER_MS = 1_000_000
+# For the handshake of a fork's child with its parent's service.
+_FORK_TIMEOUT_S = 5.0
 
 
 class RunningService(Hooks):
@@ -71,6 +73,15 @@ class RunningService(Hooks):
         self._dispatcher.start()
         self._supervisor.start()
 
+    def wait(self) -> None:
+        """Until all workers are ready. If they cannot be, or the wait ends otherwise,
+        nothing of the service is left when this raises."""
+        try:
+            self.started.result()
+        except BaseException:
+            self._end("the service did not start")
+            raise
+
     # ---- while it runs -------------------------------------------------------------
 
     def set_options(self, options: BatchOptions) -> None:
@@ -81,7 +92,7 @@ class RunningService(Hooks):
         )
 
     def statistics(self) -> Statistics:
-        return Statistics.from_numbers(_in_ms(self._dispatcher.statistics()))
+        return statistics_of(self._dispatcher.statistics())
 
     # In the dispatcher's thread:
 
@@ -124,9 +135,6 @@ class RunningService(Hooks):
             # Whatever happened above, an interrupt too: nothing stays.
             self._end(late)
 
-    def abort(self) -> None:
-        self._end("the service did not start")
-
     def _end(self, why: str) -> None:
         try:
             self._supervisor.retire(0)
@@ -138,14 +146,35 @@ class RunningService(Hooks):
 
     # ---- forks -----------------------------------------------------------------------
 
-    def let_go(self) -> None:
+    def as_client(self) -> ForkedService:
+        """In a fork's child: the same service, seen from outside."""
         for fd in self._supervisor.lifelines():
             with suppress(OSError):
                 os.close(fd)
+        return ForkedService(self.endpoint, self._name, self._signature, self._options)
 
-    def client_engine(self) -> ClientEngine:
-        link = Link(self.endpoint, self._name, timeout_s=5.0)
-        return ClientEngine(link, self._signature, self._options, allows_pickle(self.endpoint))
+
+class ForkedService:
+    """What a fork's child has in place of the RunningService of its parent."""
+
+    def __init__(self, endpoint: str, name: str, signature: CallSignature, options: BatchOptions) -> None:
+        self.endpoint = endpoint
+        self._recipe = (endpoint, name, signature, options)
+        self._link = Link(endpoint, name, timeout_s=_FORK_TIMEOUT_S)
+        self.engine = ClientEngine(self._link, signature, options, allows_pickle(endpoint))
+
+    def set_options(self, options: BatchOptions) -> None:
+        raise RunnerClosed("the options belong to the process that started the service")
+
+    def statistics(self) -> Statistics:
+        return statistics_of(self._link.statistics())
+
+    def stop(self, timeout_s: float | None) -> None:
+        """Ends the child's own connection, and nothing else."""
+        self._link.close()
+
+    def as_client(self) -> ForkedService:
+        return ForkedService(*self._recipe)
 
 
 class LocalEngine:
@@ -199,18 +228,6 @@ class _LocalOrigin:
 
     def fail(self, failure: Failure) -> None:
         self._outcomes.fail(self._out, failure)
-
-
-def _in_ms(numbers: dict[str, Any]) -> dict[str, Any]:
-    """The scheduler's numbers by the names and units of `Statistics`."""
-    policy = {
-        name.removesuffix("_ns") + "_ms" if name.endswith("_ns") else name: value / _NS_PER_MS
-        if name.endswith("_ns")
-        else value
-        for name, value in numbers["policy"].items()
-    }
-    policy["calibrated"] = bool(policy["calibrated"])
-    return {**numbers, "release_reasons": numbers["released"], "policy": policy}
 
 
 def _start_error(death: Death) -> Exception:

@@ -26,7 +26,7 @@ from ..errors import RunnerClosed
 from ..options import BatchOptions
 from ..statistics import Statistics
 from .endpoints import checked
-from .running import RunningService
+from .running import ForkedService, RunningService
 
 __all__ = ["ItemService", "RunnerService", "runner_service"]
 
@@ -94,7 +94,7 @@ class _Service:
         self._start_timeout_s = start_timeout_s
         self._state = _State.DESCRIBED
         self._lock = threading.Lock()  # between start and stop
-        self._running: RunningService | None = None
+        self._running: RunningService | ForkedService | None = None
         self._abandoned: Future[None] | None = None  # the start under way
 
     # ---- what it is ----------------------------------------------------------------
@@ -134,9 +134,9 @@ class _Service:
             running.set_options(options)
 
     def statistics(self) -> Statistics:
-        """The numbers of the service; RunnerClosed unless it runs in this process."""
+        """The numbers of the service, all its callers together. RunnerClosed unless it runs."""
         running = self._running
-        if running is None or self._state is _State.FORKED:
+        if running is None:
             raise RunnerClosed(self._closed_text())
         return running.statistics()
 
@@ -170,22 +170,20 @@ class _Service:
                 raise RunnerClosed(self._closed_text())
             self._state = _State.STARTING
             try:
-                self._running = RunningService(
+                self._running = running = RunningService(
                     self._runner, self._options, self._workers, self._wanted, self._start_timeout_s
                 )
-                self._abandoned = self._running.started
-                self._running.started.result()
+                self._abandoned = running.started
+                running.wait()
             except BaseException:
                 self._state = _State.STOPPED
-                self._abandoned = None
-                running, self._running = self._running, None
-                if running is not None:
-                    running.abort()
+                self._running = None
                 raise
-            self._abandoned = None
+            finally:
+                self._abandoned = None
             self._state = _State.RUNNING
             _services.add(self)
-            self._bind(self._running.engine)
+            self._bind(running.engine)
         return self
 
     def stop(self, timeout_s: float | None = None) -> None:
@@ -200,9 +198,7 @@ class _Service:
         """
         with self._lock:
             running = self._running
-            if self._state is _State.FORKED:
-                self._leave_fork()
-            if self._state is not _State.RUNNING or running is None:
+            if running is None or self._state not in (_State.RUNNING, _State.FORKED):
                 return
             self._state = _State.STOPPING
             self._bind(None)
@@ -249,14 +245,10 @@ class _Service:
         if running is None:
             self._state = _State.STOPPED
             return
-        running.let_go()
+        _of_parents.append(running)
+        self._running = running.as_client()
         self._state = _State.FORKED
-        self._bind(running.client_engine())
-
-    def _leave_fork(self) -> None:
-        self._bind(None)
-        self._state = _State.STOPPED
-        self._running = None
+        self._bind(self._running.engine)
 
 
 class RunnerService(_Service, Handle):
@@ -272,6 +264,9 @@ class ItemService(_Service, ItemHandle):
 
 
 # ---- the end of the interpreter, and forks ----------------------------------------------
+
+# Never touched again, not even freed: its threads and sockets do not exist in this process.
+_of_parents: list[RunningService | ForkedService] = []
 
 _services: weakref.WeakSet[_Service] = weakref.WeakSet()
 

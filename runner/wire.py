@@ -31,6 +31,7 @@ __all__ = [
     "Code",
     "Failure",
     "Greeting",
+    "Method",
     "Packet",
     "Plain",
     "Record",
@@ -92,6 +93,13 @@ class Role(IntEnum):
     CLIENT = 1
     WORKER = 2
     DISPATCHER = 3
+
+
+class Method(IntEnum):
+    """What a CALL asks for."""
+
+    RUN = 0
+    STATISTICS = 1
 
 
 class Code(IntEnum):
