@@ -145,7 +145,10 @@ class ThreadDriver(_Ended):
         for helper in helpers:
             helper.join()
         engine.enter()
-        self.hooks.shutdown()
+        try:
+            self.hooks.shutdown()
+        finally:
+            engine.leave()  # the next thread may have this one's ident
 
     def _work(self, helpers: list[threading.Thread] | None) -> None:
         engine = self.engine
@@ -182,8 +185,15 @@ class LoopDriver(_Ended):
             await _result_of(self.hooks.setup())
         except BaseException as error:
             engine.fail_setup(error)
-            return
-        engine.ready()
+        else:
+            engine.ready()
+            await self._run_batches()
+            await _result_of(self.hooks.shutdown())
+        finally:
+            engine.leave()  # the next thread may have this one's ident
+
+    async def _run_batches(self) -> None:
+        engine = self.engine
         loop = asyncio.get_running_loop()
         work = asyncio.Event()
         engine.on_work(lambda: loop.call_soon_threadsafe(work.set))
@@ -197,7 +207,6 @@ class LoopDriver(_Ended):
             del batch
             await _wait_for_work(work, engine.until_ns)
         engine.on_work(None)
-        await _result_of(self.hooks.shutdown())
 
     async def _run_batch(self, batch: Batch) -> None:
         try:
