@@ -226,14 +226,17 @@ cdef class Port:
             PyContext_Exit(waiter.context)
         return 0
 
-    cdef int watch_deadline(self, Call call) except -1:
+    cdef int watch_deadline(self, Waiter waiter) except -1:
+        # The waiter and not its call: a waiter that was woken lets go of the call, and so
+        # a payload is not kept until a deadline that no longer matters.
+        cdef int64_t deadline_ns = waiter.call.deadline_ns
         if len(self._deadlines) >= self._deadlines_limit:
-            self._deadlines = [entry for entry in self._deadlines if (<Call>entry[2]).state != SETTLED]
+            self._deadlines = [entry for entry in self._deadlines if (<Waiter>entry[2]).call is not None]
             heapq.heapify(self._deadlines)
             self._deadlines_limit = max(1024, 2 * len(self._deadlines))
-        heapq.heappush(self._deadlines, (call.deadline_ns, id(call), call))
-        if self._timer is None or call.deadline_ns < self._armed_ns:
-            self.arm(call.deadline_ns)
+        heapq.heappush(self._deadlines, (deadline_ns, id(waiter), waiter))
+        if self._timer is None or deadline_ns < self._armed_ns:
+            self.arm(deadline_ns)
         return 0
 
     cdef int arm(self, int64_t deadline_ns) except -1:
@@ -252,8 +255,8 @@ cdef class Port:
         cdef int64_t now_ns = monotonic_ns()
         self._timer = None
         while self._deadlines:
-            call = self._deadlines[0][2]
-            if call.state != SETTLED:
+            call = (<Waiter>self._deadlines[0][2]).call
+            if call is not None and call.state != SETTLED:
                 if call.deadline_ns > now_ns:
                     self.arm(call.deadline_ns)
                     return
@@ -387,6 +390,8 @@ cdef class Call:
             self.state = SETTLED
         elif self.state == WAITING:
             self.give_up(None)
+        if self.waiter is not None:
+            self.waiter.call = None
         self.waiter = None
         self.result = None
         self.error = None
@@ -451,9 +456,9 @@ cdef int call_send(PyObject *self, PyObject *value, PyObject **out) except -1:
         call.port = running_port()
         call.submit()
         if call.state == WAITING:
-            if call.deadline_ns >= 0:
-                call.port.watch_deadline(call)
             result = yield_waiter(call)
+            if call.deadline_ns >= 0:
+                call.port.watch_deadline(<Waiter>result)
             Py_INCREF(result)
             out[0] = <PyObject *>result
             return PYGEN_NEXT

@@ -26,7 +26,7 @@ cdef class Port:
     cdef object _timer
     cdef int wake_soon(self, Call call) except -1
     cdef int wake_now(self, Call call) except -1
-    cdef int watch_deadline(self, Call call) except -1
+    cdef int watch_deadline(self, Waiter waiter) except -1
     cdef int arm(self, int64_t deadline_ns) except -1
 
 
