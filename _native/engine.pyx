@@ -44,8 +44,7 @@ from batching._native.calls cimport (
 from batching._native.arrays cimport PyDataType_REFCHK, copy_rows, may_share, rows_of, take_batch
 from c_scheduler cimport *
 
-from batching.errors import InvalidPayload, Overloaded, RunnerClosed, RunnerError
-from batching.payloads import InvalidResult
+from batching.errors import InvalidPayload, InvalidResult, Overloaded, RunnerClosed, RunnerError
 
 cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident()

@@ -84,6 +84,13 @@ class RunnerError(BatchingError):
         return type(self), (self.args[0], self.type_name, self.message, self.traceback)
 
 
+class InvalidResult(RunnerError):
+    """`_run_batch` returned something that cannot be cut into its callers' rows.
+
+    Internal: callers catch `RunnerError`.
+    """
+
+
 class WorkerDied(BatchingError):
     """The worker process that held the call's batch died.
 

@@ -55,7 +55,7 @@ def sources(*suffixes: str) -> list[Path]:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in sources(".py", ".pyi") if path != FACE],
+    [path for path in sources(".py") if path != FACE],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_python_file_imports_only_its_own_floor_and_those_below(path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from batching.errors import InvalidPayload, RunnerError
+from batching.errors import InvalidPayload, InvalidResult
 
 __all__ = [
     "MISSING",
@@ -36,10 +36,6 @@ __all__ = [
 ]
 
 MISSING = 0xFFFFFFFF
-
-
-class InvalidResult(RunnerError):
-    """`_run_batch` returned something that cannot be cut into its callers' rows."""
 
 
 class Fixed(NamedTuple):
