@@ -71,7 +71,7 @@ class Connection:
 
     def messages(self) -> Iterator[list[Record]]:
         """The records of each message that is here, then `lost` if the peer is gone."""
-        while True:
+        while not self._socket.closed:  # as it is once the peer's BYE was obeyed
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
@@ -80,6 +80,8 @@ class Connection:
                 yield parse([frame.buffer for frame in frames])
             except BadPacket:
                 self.dropped += 1
+        if self._socket.closed:
+            return
         with suppress(zmq.Again):
             recv_monitor_message(self._monitor, zmq.NOBLOCK)
             self.lost = True

@@ -1,0 +1,65 @@
+"""Every example runs on its own, prints something, complains of nothing, and stays short."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+LONG = {"demo.py"}
+
+
+def run(name: str, *arguments: str, timeout_s: float = 60) -> str:
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_iris_example_classifies_in_this_process_and_in_others() -> None:
+    pytest.importorskip("sklearn")
+    output = run("iris.py")
+    assert "150 coroutines at once: 97% right" in output
+    assert "the same in 4 processes: 97% right" in output
+
+
+@pytest.mark.slow
+def test_frames_example_gives_each_caller_its_own_index_back() -> None:
+    output = run("frames.py")
+    assert "applicant-0" in output
+    assert "64 calls in" in output
+
+
+@pytest.mark.slow
+def test_text_example_fails_one_caller_alone() -> None:
+    output = run("text.py")
+    assert "('sea', 2)" in output
+    assert "refused: no word in '?'" in output
+    assert "[('sea', 2), ('queue', 2), ('be', 2)]" in output
+
+
+@pytest.mark.slow
+def test_demo_checks_every_answer_and_prints_both_rows() -> None:
+    pytest.importorskip("sklearn")
+    output = run("demo.py", "--seconds", "1.5", "--callers", "8")
+    assert "one by one" in output
+    assert "batched" in output
+    assert "every answer equals the model's own" in output
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_example_is_short(path: Path) -> None:
+    if path.name in LONG:
+        pytest.skip("the demo is a program, not a page to read")
+    assert len(path.read_text().splitlines()) < 60
