@@ -9,7 +9,8 @@ Beside `Runner`, in the same process and the same run, in interleaved rounds:
   future only   makes and resolves a future per call and nothing else: the limit for engines on futures.
 
 Printed: medians over the rounds of calls/s and of CPU microseconds per call (the whole process: loop, callers
-and threads), then the ratio of calls/s to greedy with the same execution.
+and threads); then calls/s as a multiple of greedy's with the same execution, the median of the rounds' own
+ratios.
 
 How to run: python bench/bench_submit_overhead.py [--asyncio] [--rounds 5] [--seconds 0.3] [--json]
 """
@@ -26,7 +27,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -198,26 +199,37 @@ def medians(samples: list[Sample]) -> Sample:
     return Sample(*(statistics.median(column) for column in zip(*samples, strict=True)))
 
 
-def print_table(results: dict[str, dict[int, Sample]], callers: list[int]) -> None:
-    print(f"\n{'calls/s with N callers':<24}" + "".join(f"{n:>12}" for n in callers))
-    for name, by_callers in results.items():
-        print(f"{name:<24}" + "".join(f"{by_callers[n].calls_per_s:>12,.0f}" for n in callers))
-    print(f"\n{'CPU us per call':<24}" + "".join(f"{n:>12}" for n in callers))
-    for name, by_callers in results.items():
-        print(f"{name:<24}" + "".join(f"{by_callers[n].cpu_us_per_call:>12.2f}" for n in callers))
-    print(f"\n{'calls/s, ratio to greedy':<24}" + "".join(f"{n:>12}" for n in callers))
+def print_table(samples: dict[str, dict[int, list[Sample]]], callers: list[int]) -> None:
+    def row(name: str, cells: Iterable[str]) -> None:
+        print(f"{name:<24}" + "".join(f"{cell:>12}" for cell in cells))
+
+    row("\ncalls/s with N callers ", map(str, callers))
+    for name, by_callers in samples.items():
+        row(name, (f"{medians(by_callers[n]).calls_per_s:,.0f}" for n in callers))
+    row("\nCPU us per call        ", map(str, callers))
+    for name, by_callers in samples.items():
+        row(name, (f"{medians(by_callers[n]).cpu_us_per_call:.2f}" for n in callers))
+    row("\ncalls/s, times greedy  ", map(str, callers))
     for name in ("Runner inline", "Runner thread", "future only"):
-        base = results["greedy thread" if name.endswith("thread") else "greedy inline"]
-        ratios = (results[name][n].calls_per_s / base[n].calls_per_s for n in callers)
-        print(f"{name:<24}" + "".join(f"{ratio:>12.2f}" for ratio in ratios))
+        row(name, (f"{times_greedy(samples, name, n):.2f}" for n in callers))
 
 
-def write_json(results: dict[str, dict[int, Sample]], arguments: argparse.Namespace) -> None:
+def times_greedy(samples: dict[str, dict[int, list[Sample]]], name: str, callers: int) -> float:
+    """Median over the rounds: what ran one after the other met the same machine."""
+    greedy = "greedy thread" if name.endswith("thread") else "greedy inline"
+    pairs = zip(samples[name][callers], samples[greedy][callers], strict=True)
+    return statistics.median(one.calls_per_s / other.calls_per_s for one, other in pairs)
+
+
+def write_json(samples: dict[str, dict[int, list[Sample]]], arguments: argparse.Namespace) -> None:
     RESULT.parent.mkdir(exist_ok=True)
     machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "numpy": np.__version__}
     setting = {"loop": "asyncio" if arguments.asyncio else f"uvloop {uvloop.__version__}"}
     setting |= {"rounds": arguments.rounds, "seconds": arguments.seconds}
-    numbers = {name: {n: sample._asdict() for n, sample in row.items()} for name, row in results.items()}
+    numbers = {name: {n: medians(row[n])._asdict() for n in row} for name, row in samples.items()}
+    for name in ("Runner inline", "Runner thread", "future only"):
+        for n in arguments.callers:
+            numbers[name][n]["times_greedy"] = times_greedy(samples, name, n)
     RESULT.write_text(
         json.dumps({"machine": machine, "setting": setting, "results": numbers}, indent=1) + "\n"
     )
@@ -246,10 +258,9 @@ def main() -> None:
                 with asyncio.Runner(loop_factory=new_loop) as loop:
                     samples[name][callers].append(loop.run(measure(name, callers, arguments.seconds)))
     print(file=sys.stderr)
-    results = {name: {n: medians(row[n]) for n in arguments.callers} for name, row in samples.items()}
-    print_table(results, arguments.callers)
+    print_table(samples, arguments.callers)
     if arguments.json:
-        write_json(results, arguments)
+        write_json(samples, arguments)
 
 
 if __name__ == "__main__":

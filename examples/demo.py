@@ -43,21 +43,21 @@ class Outcome:
 
 
 class Progress:
-    """One line that grows on a terminal; one line at the end elsewhere."""
+    """A line that grows on a terminal; elsewhere, one line at the end."""
 
     def __init__(self, label: str, seconds: float) -> None:
         self.label, self.seconds, self.start = label, seconds, time.perf_counter()
 
     def show(self, checked: int) -> None:
-        share = min((time.perf_counter() - self.start) / self.seconds, 1.0)
-        if sys.stdout.isatty() or share == 1.0:
-            bar = ("#" * round(30 * share)).ljust(30, ".")
-            print(f"\r{self.label:<12} [{bar}] {checked:>8,} answers checked", end="", flush=True)
+        if sys.stdout.isatty():
+            self._draw("\r", (time.perf_counter() - self.start) / self.seconds, checked, "")
 
     def close(self, checked: int) -> None:
-        self.start = -self.seconds
-        self.show(checked)
-        print(flush=True)
+        self._draw("\r" if sys.stdout.isatty() else "", 1.0, checked, "\n")
+
+    def _draw(self, before: str, share: float, checked: int, after: str) -> None:
+        bar = ("#" * min(30, round(30 * share))).ljust(30, ".")
+        print(f"{before}{self.label:<12} [{bar}] {checked:>8,} answers checked", end=after, flush=True)
 
 
 async def drive(
@@ -90,9 +90,9 @@ async def drive(
 async def measure(label: str, runner: Digits, images: np.ndarray, arguments: argparse.Namespace) -> Outcome:
     expected = runner.model.predict_proba(images)
     async with runner_service(runner, workers=arguments.workers) as service:
-        digits = connect(service.endpoint, "digits")
         progress = Progress(label, arguments.seconds)
-        latencies = await drive(digits.async_run, images, expected, arguments.callers, progress)
+        with connect(service.endpoint, "digits") as digits:
+            latencies = await drive(digits.async_run, images, expected, arguments.callers, progress)
         statistics = service.statistics()
     p50, p99 = np.percentile(latencies, [50, 99]) * 1e3
     calls_per_s = len(latencies) / (arguments.seconds - WARM_UP_S)
