@@ -68,7 +68,11 @@ class Driver(Protocol):
 
 
 def start(
-    hooks: Hooks, signature: Signature | None, options: BatchOptions, *, clock: Callable[[], int] | None = None
+    hooks: Hooks,
+    signature: Signature | None,
+    options: BatchOptions,
+    *,
+    clock: Callable[[], int] | None = None,
 ) -> Engine:
     """An engine that runs the hooks' batches; ``engine.driver`` ends it.
 
@@ -108,12 +112,16 @@ class _Ended:
 
     def close(self, timeout_s: float | None) -> None:
         if self.engine.inside:
-            raise RuntimeError("a runner cannot be closed from inside its own hooks: it would wait for itself")
+            raise RuntimeError(
+                "a runner cannot be closed from inside its own hooks: it would wait for itself"
+            )
         with self._closing:
             self.engine.begin_close()
             if not self._wait(timeout_s):
                 self.engine.fail_all(
-                    lambda: RunnerClosed(f"the runner was closed, and the call had no answer within {timeout_s:g} s")
+                    lambda: RunnerClosed(
+                        f"the runner was closed, and the call had no answer within {timeout_s:g} s"
+                    )
                 )
 
     def _wait(self, timeout_s: float | None) -> bool:
@@ -155,7 +163,9 @@ class ThreadDriver(_Ended):
         while (batch := engine.next_batch()) is not None:
             # More threads only once they have something to do: concurrency may be changed.
             if helpers is not None and len(helpers) < engine.slots - 1:
-                helper = threading.Thread(target=self._work, args=(None,), name="batching-worker", daemon=True)
+                helper = threading.Thread(
+                    target=self._work, args=(None,), name="batching-worker", daemon=True
+                )
                 helpers.append(helper)
                 helper.start()
             engine.run(batch)

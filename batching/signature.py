@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,6 +73,15 @@ class Described(NamedTuple):
     payload: Payload
 
 
+class _CallKey(NamedTuple):
+    """The key of a call, read: every batched argument's kind and what its `decode` gets."""
+
+    slots: list[Slot]
+    arguments: list[tuple[Kind, Any]]
+    statics: list[Any]
+    bucket: Any
+
+
 class Signature:
     """The signature of one runner's `_run_batch`.
 
@@ -118,7 +127,7 @@ class Signature:
         self.grouped = group_by is not None
         self.simple = False
         self._keys: dict[Hashable, bytes] = {}
-        self._parsed: dict[bytes, Any] = {}
+        self._parsed: dict[tuple[bytes, bool], Any] = {}
 
     # --- a call ------------------------------------------------------------------------------
 
@@ -257,17 +266,7 @@ class Signature:
         Raises:
             InvalidPayload: something cannot be pickled, or must be and may not.
         """
-        key = self._keys.get(payload.key)
-        if key is None:
-            key = dumps(payload.key)
-            if len(key) > _MAX_KEY_BYTES:
-                raise InvalidPayload(
-                    f"a call's columns, categories and static arguments take {len(key)} bytes, "
-                    f"at most {_MAX_KEY_BYTES} can travel"
-                )
-            if len(self._keys) >= _CACHE_ENTRIES:
-                self._keys.clear()
-            self._keys[payload.key] = key
+        key = self._dumps(payload.key)
         buffers: list[Fixed | Var] = []
         for kind, batch in payload.batches:
             buffers += kind.encode(kind.key(batch), batch, allow_pickle=allow_pickle)
@@ -294,32 +293,35 @@ class Signature:
             InvalidPayload: key and buffers do not fit, or pickle is needed and not allowed.
             RunnerError: the runner's `group_by` raised.
         """
-        names, tokens, bucket = self._parse(key, 3)
-        if bucket is not None or self._group_by is None:
+        if self._group_by is None or self._parse(key, allow_pickle, self._read_call_key).bucket is not None:
             return key
+        names, tokens, _ = loads(key)
         _, batches, _ = self._decode_call(key, buffers, rows, allow_pickle)
         return dumps((names, tokens, self._bucket(*batches[0], rows)))
 
     def _decode_call(
         self, key: bytes, buffers: Sequence[Fixed | Var], rows: int, allow_pickle: bool
     ) -> tuple[list[Slot], list[tuple[Kind, Any]], list[Any]]:
-        names, tokens, _ = self._parse(key, 3)
-        try:
-            slots = [Slot(str(name), 0, bool(keyword), bool(static)) for name, keyword, static in names]
-            pairs = list(zip(slots, tokens, strict=True))
-        except (TypeError, ValueError) as error:
-            raise InvalidPayload(f"not the key of a call: {bytes(key[:80])!r}") from error
-        left = iter(buffers)
-        batches: list[tuple[Kind, Any]] = []
+        parsed = self._parse(key, allow_pickle, self._read_call_key)
+        batches = _decode_all(parsed.arguments, buffers, rows, allow_pickle)
+        return parsed.slots, batches, [thaw(token, allow_pickle=allow_pickle) for token in parsed.statics]
+
+    def _read_call_key(self, key: Any, allow_pickle: bool) -> _CallKey:
+        names, tokens, bucket = key
+        slots = [Slot(str(name), 0, bool(keyword), bool(static)) for name, keyword, static in names]
+        arguments: list[tuple[Kind, Any]] = []
         statics: list[Any] = []
-        for slot, token in pairs:
+        for slot, token in zip(slots, tokens, strict=True):
             if slot.static:
-                statics.append(thaw(token, allow_pickle=allow_pickle))
+                statics.append(token)
             else:
-                batches.append(self._decode_batch(token, left, rows, allow_pickle, slot.name))
-        if next(left, None) is not None:
-            raise InvalidPayload("more buffers than the key names")
-        return slots, batches, statics
+                arguments.append(self._read_kind(token, allow_pickle, self._binding.ragged.get(slot.name)))
+        return _CallKey(slots, arguments, statics, bucket)
+
+    def _read_kind(self, token: Any, allow_pickle: bool, ragged: Kind | None) -> tuple[Kind, Any]:
+        name, key = token
+        kind = ragged if ragged is not None and name == ragged.name else self._registry.of_name(name)
+        return kind, kind.load_key(key, allow_pickle=allow_pickle)
 
     def encode_result(self, result: Any, rows: int, *, allow_pickle: bool = True) -> Encoded:
         """A whole batch's result as key and buffers, whose rows can then be cut by anybody.
@@ -336,7 +338,7 @@ class Signature:
                 buffers += kind.encode(key, output, allow_pickle=allow_pickle)
             except InvalidPayload as error:
                 raise InvalidResult(f"_run_batch returned what cannot travel: {error}") from None
-        return Encoded(dumps((int(isinstance(result, tuple)), tuple(tokens))), rows, buffers)
+        return Encoded(self._dumps((int(isinstance(result, tuple)), tuple(tokens))), rows, buffers)
 
     def decode_result(
         self, key: bytes, buffers: Sequence[Fixed | Var], rows: int, *, allow_pickle: bool = True
@@ -346,34 +348,46 @@ class Signature:
         Raises:
             InvalidPayload: key and buffers do not fit, or pickle is needed and not allowed.
         """
-        several, tokens = self._parse(key, 2)
-        left = iter(buffers)
-        outputs = [self._decode_batch(token, left, rows, allow_pickle, "")[1] for token in tokens]
-        if next(left, None) is not None or not outputs:
-            raise InvalidPayload("the buffers are not those that the key names")
+        several, kinds = self._parse(key, allow_pickle, self._read_result_key)
+        outputs = [batch for _, batch in _decode_all(kinds, buffers, rows, allow_pickle)]
         return tuple(outputs) if several else outputs[0]
 
-    def _decode_batch(
-        self, token: Any, buffers: Iterator[Fixed | Var], rows: int, allow_pickle: bool, argument: str
-    ) -> tuple[Kind, Any]:
-        match token:
-            case ("ragged", key) if argument in self._binding.ragged:
-                kind: Kind = self._binding.ragged[argument]
-            case (name, key):
-                kind = self._registry.of_name(name)
-            case _:
-                raise InvalidPayload(f"not the key of an argument: {str(token)[:80]}")
-        return kind, kind.decode(key, buffers, rows, allow_pickle=allow_pickle)
+    def _read_result_key(self, key: Any, allow_pickle: bool) -> tuple[bool, list[tuple[Kind, Any]]]:
+        several, tokens = key
+        kinds = [self._read_kind(token, allow_pickle, None) for token in tokens]
+        if not kinds or (len(kinds) > 1 and not several):
+            raise ValueError(f"{len(kinds)} outputs")
+        return bool(several), kinds
 
-    def _parse(self, key: bytes, fields: int) -> Any:
-        parsed = self._parsed.get(key)
+    def _dumps(self, key: Hashable) -> bytes:
+        """The key as bytes; each is made once."""
+        data = self._keys.get(key)
+        if data is None:
+            data = dumps(key)
+            if len(data) > _MAX_KEY_BYTES:
+                raise InvalidPayload(
+                    f"columns, categories and static arguments take {len(data)} bytes, "
+                    f"at most {_MAX_KEY_BYTES} can travel"
+                )
+            if len(self._keys) >= _CACHE_ENTRIES:
+                self._keys.clear()
+            self._keys[key] = data
+        return data
+
+    def _parse(self, key: bytes, allow_pickle: bool, read: Callable[[Any, bool], Any]) -> Any:
+        """What `read` makes of a key; each is read once."""
+        known = (bytes(key), allow_pickle)
+        parsed = self._parsed.get(known)
         if parsed is None:
-            parsed = loads(key)
+            try:
+                parsed = read(loads(key), allow_pickle)
+            except (TypeError, ValueError) as error:
+                if isinstance(error, InvalidPayload):
+                    raise
+                raise InvalidPayload(f"not a key: {bytes(key[:80])!r}") from error
             if len(self._parsed) >= _CACHE_ENTRIES:
                 self._parsed.clear()
-            self._parsed[bytes(key)] = parsed
-        if not isinstance(parsed, tuple) or len(parsed) != fields:
-            raise InvalidPayload(f"not a key: {bytes(key[:80])!r}")
+            self._parsed[known] = parsed
         return parsed
 
     # --- the other process -------------------------------------------------------------------
@@ -396,6 +410,16 @@ class Signature:
         signature._fill(Binding.from_description(binding, allow_pickle=allow_pickle), kinds, None)
         signature.grouped = bool(grouped)
         return signature
+
+
+def _decode_all(
+    kinds: Sequence[tuple[Kind, Any]], buffers: Sequence[Fixed | Var], rows: int, allow_pickle: bool
+) -> list[tuple[Kind, Any]]:
+    left = iter(buffers)
+    batches = [(kind, kind.decode(key, left, rows, allow_pickle=allow_pickle)) for kind, key in kinds]
+    if next(left, None) is not None:
+        raise InvalidPayload("more buffers than the key names")
+    return batches
 
 
 def _hashable(bucket: Any) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -83,3 +85,119 @@ def same_array(one: Any, other: Any) -> bool:
         # Field by field: nobody promises the padding between them.
         return all(same_array(one[name], other[name]) for name in one.dtype.names)
     return bool(one.tobytes() == other.tobytes())
+
+
+# --- pandas -------------------------------------------------------------------------------------
+
+
+def _days(count: int) -> timedelta:
+    return timedelta(days=count)
+
+
+def _date(year: int) -> datetime:
+    return datetime(year, 1, 1)
+
+
+def _texts() -> st.SearchStrategy[Any]:
+    return st.none() | st.text(max_size=4)
+
+
+COLUMN_VALUES: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
+    # name: dtype, values of one cell
+    "float64": ("float64", st.floats(width=64)),
+    "float32": ("float32", st.floats(width=32)),
+    "int64": ("int64", st.integers(-(2**63), 2**63 - 1)),
+    "uint8": ("uint8", st.integers(0, 255)),
+    "bool": ("bool", st.booleans()),
+    "complex": ("complex128", st.complex_numbers()),
+    "datetime": ("datetime64[us]", st.datetimes()),
+    "datetime-s": ("datetime64[s]", st.datetimes()),
+    "timedelta": ("timedelta64[ns]", st.timedeltas(_days(-1000), _days(1000))),
+    "berlin": ("datetime64[us, Europe/Berlin]", st.datetimes(_date(1990), _date(2030))),
+    "utc": ("datetime64[ns, UTC]", st.datetimes(_date(1990), _date(2030))),
+    "str": ("str", _texts()),
+    "string": ("string", _texts()),
+    "object": (object, st.none() | st.integers() | st.text(max_size=2) | st.tuples(st.booleans())),
+    "Int16": ("Int16", st.none() | st.integers(-(2**15), 2**15 - 1)),
+    "UInt64": ("UInt64", st.none() | st.integers(0, 2**64 - 1)),
+    "Float64": ("Float64", st.none() | st.floats(allow_nan=False)),
+    "boolean": ("boolean", st.none() | st.booleans()),
+    "category": (pd.CategoricalDtype(["u", "v", "w"]), st.sampled_from(["u", "v", "w", None])),
+    "ordered": (pd.CategoricalDtype([3, 1, 2], ordered=True), st.sampled_from([1, 2, 3, None])),
+    "period": ("period[M]", st.sampled_from(["2020-01", "1999-12", None])),
+    "interval": (
+        pd.CategoricalDtype(pd.interval_range(0, 3)),
+        st.sampled_from([*pd.interval_range(0, 3), None]),
+    ),
+}
+
+
+def labels(columns: int) -> st.SearchStrategy[Any]:
+    """Names of columns: text, duplicates, numbers, tuples, times, several levels."""
+    size = {"min_size": columns, "max_size": columns}
+    return st.one_of(
+        st.lists(st.text(max_size=3), **size).map(lambda names: pd.Index(names, dtype="str")),
+        st.just(pd.RangeIndex(columns)),
+        st.lists(st.integers(0, 3), **size).map(lambda names: pd.Index(names, dtype="int64", name="n")),
+        st.lists(st.sampled_from(["a", 1, 1.0, True, None, (1, "b")]), **size).map(
+            lambda names: pd.Index(names, dtype=object, tupleize_cols=False)
+        ),
+        st.just(pd.date_range("2020-01-01", periods=columns)),
+        st.just(pd.MultiIndex.from_product([["x", "y"], range(columns)])[:columns]),
+        st.just(pd.CategoricalIndex(["k"] * columns)),
+    )
+
+
+def indexes(rows: int) -> st.SearchStrategy[Any]:
+    """A caller's own labels of its rows."""
+    return st.sampled_from(
+        [
+            pd.RangeIndex(rows),
+            pd.RangeIndex(7, 7 + 2 * rows, 2, name="id"),
+            pd.date_range("2020-01-01", periods=rows, tz="UTC"),
+            pd.MultiIndex.from_product([["x"], range(rows)], names=["a", "b"]),
+            pd.Index(["same"] * rows, dtype="str"),
+        ]
+    )
+
+
+@st.composite
+def columns(draw: Any, name: str, rows: int) -> Any:
+    """An array of `rows` cells of the column of that name in `COLUMN_VALUES`."""
+    dtype, cells = COLUMN_VALUES[name]
+    values = draw(st.lists(cells, min_size=rows, max_size=rows))
+    if dtype is object:
+        array = np.empty(rows, dtype=object)
+        array[:] = values
+        return pd.Series(array, dtype=object)
+    if isinstance(dtype, str) and dtype.endswith("UTC]"):
+        return pd.Series(pd.to_datetime(values, utc=True).as_unit("ns"), dtype=dtype)
+    if isinstance(dtype, str) and dtype.endswith("Berlin]"):
+        return pd.Series(pd.to_datetime(values, utc=True).tz_convert("Europe/Berlin").as_unit("us"))
+    return pd.Series(values, dtype=dtype)
+
+
+@st.composite
+def frame_families(draw: Any, max_frames: int = 4, max_rows: int = 3) -> list[pd.DataFrame]:
+    """Frames of the same columns that differ in rows and index, and in how pandas keeps them."""
+    names = draw(st.lists(st.sampled_from(sorted(COLUMN_VALUES)), max_size=5))
+    header = draw(labels(len(names)))
+    frames = []
+    for _ in range(draw(st.integers(1, max_frames))):
+        rows = draw(st.integers(0, max_rows))
+        cells = {at: draw(columns(name, rows)) for at, name in enumerate(names)}
+        frame = pd.DataFrame(cells, index=pd.RangeIndex(rows))
+        if draw(st.booleans()):
+            frame = _in_blocks_of_one(cells, rows)
+        frame.columns = header
+        frame.index = draw(indexes(rows))
+        frames.append(frame)
+    return frames
+
+
+def _in_blocks_of_one(cells: dict[int, Any], rows: int) -> pd.DataFrame:
+    """Columns added one by one, in another order, are blocks of their own until pandas tidies up."""
+    frame = pd.DataFrame(index=pd.RangeIndex(rows))
+    for at in reversed(list(cells)):
+        frame[at] = cells[at]
+    return frame[sorted(cells)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_rows_joined_again_are_the_array(batch: np.ndarray) -> None:
 def test_blocks_joined_are_the_concatenation(batch: np.ndarray, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(batch)), max_size=3)))
     edges = [0, *cuts, len(batch)]
-    counts = [end - start for start, end in zip(edges, edges[1:], strict=False)]
+    counts = [end - start for start, end in itertools.pairwise(edges)]
     blocks = [(batch, start, count) for start, count in zip(edges, counts, strict=False)]
     assert same_array(join_blocks(blocks), batch)
     parts = split_blocks(batch, counts)

@@ -112,9 +112,15 @@ class Kind:
     def key(self, batch: Any) -> Hashable:
         """Two batches can be joined if and only if their keys are equal.
 
-        Nested tuples of str, int and None: the key travels as JSON, and `decode` gets it back.
+        Nested tuples of str, int and None, since the key travels as JSON; or a hashable whose
+        attribute ``token`` is that.
         """
         return ()
+
+    def load_key(self, token: Any, *, allow_pickle: bool) -> Any:
+        """What `decode` gets of a key that has travelled. Kept, so it may cost something.
+        Raises InvalidPayload for what `key` never gives."""
+        return token
 
     def join(self, key: Any, pieces: Sequence[Piece]) -> Any:
         """One new batch of the pieces' rows, in order, in writable memory of its own."""

@@ -121,6 +121,12 @@ class NumpyKind(Kind):
     def key(self, batch: np.ndarray[Any, Any]) -> Hashable:
         return dtype_token(batch.dtype), batch.shape[1:]
 
+    def load_key(self, token: Any, *, allow_pickle: bool) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        match token:
+            case (dtype, tuple(shape)) if all(type(size) is int and size >= 0 for size in shape):
+                return dtype_from_token(dtype, allow_pickle=allow_pickle), shape
+        raise InvalidPayload(f"not the key of an ndarray: {str(token)[:80]}")
+
     def join(self, key: Any, pieces: Sequence[Piece]) -> np.ndarray[Any, Any]:
         first = pieces[0].batch
         shape = (sum(piece.rows for piece in pieces), *first.shape[1:])
@@ -140,7 +146,7 @@ class NumpyKind(Kind):
     def decode(
         self, key: Any, buffers: Iterator[Fixed | Var], rows: int, *, allow_pickle: bool
     ) -> np.ndarray[Any, Any]:
-        dtype, shape = _read_key(key, allow_pickle)
+        dtype, shape = key
         if is_raw(dtype):
             data = take_fixed(buffers, _row_bytes(dtype, shape), rows)
             return array_over(data, dtype, (rows, *shape))
@@ -172,10 +178,3 @@ def array_over(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.nd
 
 def _row_bytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
     return dtype.itemsize * math.prod(shape)
-
-
-def _read_key(key: Any, allow_pickle: bool) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    match key:
-        case (token, tuple(shape)) if all(type(size) is int and size >= 0 for size in shape):
-            return dtype_from_token(token, allow_pickle=allow_pickle), shape
-    raise InvalidPayload(f"not the key of an ndarray: {str(key)[:80]}")

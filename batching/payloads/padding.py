@@ -106,12 +106,14 @@ class RaggedKind(Kind):
         lengths = np.array([len(array) for array in batch.arrays], dtype="<i8")
         return [Fixed(8, raw_bytes(lengths)), make_var([raw_bytes(array) for array in batch.arrays])]
 
+    def load_key(self, token: Any, *, allow_pickle: bool) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        match token:
+            case (dtype, tuple(shape)) if all(type(size) is int and size >= 0 for size in shape):
+                return dtype_from_token(dtype, allow_pickle=allow_pickle), shape
+        raise InvalidPayload(f"not the key of items to be padded: {str(token)[:80]}")
+
     def decode(self, key: Any, buffers: Iterator[Fixed | Var], rows: int, *, allow_pickle: bool) -> _Rows:
-        match key:
-            case (token, tuple(shape)) if all(type(size) is int and size >= 0 for size in shape):
-                dtype = dtype_from_token(token, allow_pickle=allow_pickle)
-            case _:
-                raise InvalidPayload(f"not the key of items to be padded: {str(key)[:80]}")
+        dtype, shape = key
         lengths = array_over(take_fixed(buffers, 8, rows), np.dtype("<i8"), (rows,)).tolist()
         size = dtype.itemsize * math.prod(shape)
         arrays = []

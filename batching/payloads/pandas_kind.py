@@ -15,8 +15,12 @@ import pandas as pd
 from batching.errors import InvalidPayload
 
 from .canonical import freeze, thaw
-from .kinds import Fixed, InvalidResult, Kind, Piece, Var, refuse_pickle
-from .pandas_columns import codec_of, column_array, column_dtype, column_token, labels, labels_token
+from .kinds import Fixed, InvalidResult, Kind, Piece, Var, take_fixed, take_var
+from .numpy_kind import array_over, raw_bytes
+from .pandas_blocks import build, content, recognise
+from .pandas_columns import check_codes, codec_of, column_array, decode_values, encode_values
+from .pandas_layout import FrameLayout
+from .pandas_tokens import column_dtype, column_token
 
 __all__ = ["FrameKind", "SeriesKind"]
 
@@ -35,31 +39,34 @@ class FrameKind(Kind):
     def lower(self, batch: Any) -> Any:
         return batch
 
-    def key(self, batch: Any) -> Hashable:
-        return labels_token(batch.columns), tuple(column_token(dtype) for dtype in batch.dtypes)
+    def key(self, batch: Any) -> FrameLayout:
+        return recognise(batch)
 
-    def join(self, key: Any, pieces: Sequence[Piece]) -> Any:
-        return _join(pieces)
+    def load_key(self, token: Any, *, allow_pickle: bool) -> FrameLayout:
+        return FrameLayout.from_token(token, allow_pickle=allow_pickle)
+
+    def join(self, key: FrameLayout, pieces: Sequence[Piece]) -> Any:
+        joined = key.join([(content(batch, key), first, rows) for batch, first, rows in pieces])
+        return build(key, joined, pd.RangeIndex(joined.rows))
 
     def cut(self, batch: Any, counts: Sequence[int], *, owned: bool) -> list[Any]:
-        return _cut(batch, counts)
+        layout = recognise(batch)
+        columns = content(batch, layout)
+        parts = []
+        first = 0
+        for rows in counts:
+            parts.append(build(layout, layout.cut(columns, first, rows), pd.RangeIndex(rows)))
+            first += rows
+        return parts
 
-    def encode(self, key: Any, batch: Any, *, allow_pickle: bool) -> Iterable[Fixed | Var]:
-        columns = [column_array(batch.iloc[:, at]) for at in range(batch.shape[1])]
-        return _encode(columns, allow_pickle)
+    def encode(self, key: FrameLayout, batch: Any, *, allow_pickle: bool) -> Iterable[Fixed | Var]:
+        return key.encode(content(batch, key), allow_pickle=allow_pickle)
 
-    def decode(self, key: Any, buffers: Iterator[Fixed | Var], rows: int, *, allow_pickle: bool) -> Any:
-        match key:
-            case (tuple(columns), tuple(tokens)):
-                index = labels(columns, allow_pickle=allow_pickle)
-            case _:
-                raise InvalidPayload(f"not the key of a DataFrame: {str(key)[:80]}")
-        if len(index) != len(tokens):
-            raise InvalidPayload(f"{len(index)} column names and {len(tokens)} dtypes")
-        arrays = _decode(tokens, buffers, rows, allow_pickle)
-        frame = pd.DataFrame(dict(enumerate(arrays)), index=pd.RangeIndex(rows))
-        frame.columns = index
-        return frame
+    def decode(
+        self, key: FrameLayout, buffers: Iterator[Fixed | Var], rows: int, *, allow_pickle: bool
+    ) -> Any:
+        columns = key.decode(buffers, rows, allow_pickle=allow_pickle)
+        return build(key, columns, pd.RangeIndex(rows))
 
     def index(self, batch: Any) -> Any:
         return batch.index
@@ -96,22 +103,50 @@ class SeriesKind(Kind):
     def key(self, batch: Any) -> Hashable:
         return freeze(batch.name), column_token(batch.dtype)
 
+    def load_key(self, token: Any, *, allow_pickle: bool) -> tuple[Any, Any]:
+        match token:
+            case (name, dtype):
+                return thaw(name, allow_pickle=allow_pickle), column_dtype(dtype, allow_pickle=allow_pickle)
+        raise InvalidPayload(f"not the key of a Series: {str(token)[:80]}")
+
     def join(self, key: Any, pieces: Sequence[Piece]) -> Any:
-        return _join(pieces)
+        rows = [batch.iloc[first : first + rows] for batch, first, rows in pieces]
+        if len(rows) > 1:
+            return pd.concat(rows, ignore_index=True)
+        # The batch is the model's own: it may write into it.
+        joined = rows[0].copy()
+        joined.index = pd.RangeIndex(len(joined))
+        return joined
 
     def cut(self, batch: Any, counts: Sequence[int], *, owned: bool) -> list[Any]:
-        return _cut(batch, counts)
+        parts = []
+        first = 0
+        for rows in counts:
+            parts.append(batch.iloc[first : first + rows].copy())
+            first += rows
+        return parts
 
     def encode(self, key: Any, batch: Any, *, allow_pickle: bool) -> Iterable[Fixed | Var]:
-        return _encode([column_array(batch)], allow_pickle)
+        array = column_array(batch)
+        codec = codec_of(batch.dtype)
+        if codec.role in ("text", "pickle"):
+            return [encode_values(array, codec.role, allow_pickle=allow_pickle)]
+        return [Fixed(part.dtype.itemsize, raw_bytes(part)) for part in codec.parts(array)]
 
     def decode(self, key: Any, buffers: Iterator[Fixed | Var], rows: int, *, allow_pickle: bool) -> Any:
-        match key:
-            case (name, token):
-                [array] = _decode([token], buffers, rows, allow_pickle)
-                name = thaw(name, allow_pickle=allow_pickle)
-                return pd.Series(array, index=pd.RangeIndex(rows), name=name, dtype=array.dtype)
-        raise InvalidPayload(f"not the key of a Series: {str(key)[:80]}")
+        name, dtype = key
+        codec = codec_of(dtype)
+        if codec.role in ("text", "pickle"):
+            array = decode_values(take_var(buffers, rows), dtype, codec.role, allow_pickle=allow_pickle)
+        else:
+            parts = [
+                array_over(take_fixed(buffers, part.itemsize, rows), part, (rows,))
+                for part in codec.storage(dtype)
+            ]
+            if codec.role == "codes":
+                check_codes(parts[0], dtype)
+            array = codec.whole(dtype, parts)
+        return pd.Series(array, index=pd.RangeIndex(rows), name=name, dtype=dtype)
 
     def index(self, batch: Any) -> Any:
         return batch.index
@@ -124,25 +159,6 @@ class SeriesKind(Kind):
 
     def describe(self, batch: Any) -> str:
         return f"Series {batch.dtype} of {len(batch)} rows named {batch.name!r}"
-
-
-def _join(pieces: Sequence[Piece]) -> Any:
-    rows = [batch.iloc[first : first + rows] for batch, first, rows in pieces]
-    if len(rows) > 1:
-        return pd.concat(rows, ignore_index=True)
-    # The batch is the model's own: it may write into it.
-    joined = rows[0].copy()
-    joined.index = pd.RangeIndex(len(joined))
-    return joined
-
-
-def _cut(batch: Any, counts: Sequence[int]) -> list[Any]:
-    parts = []
-    first = 0
-    for rows in counts:
-        parts.append(batch.iloc[first : first + rows].copy())
-        first += rows
-    return parts
 
 
 def _settle(batch: Any, rows: int) -> Any:
@@ -179,24 +195,3 @@ def _brief(index: Any) -> str:
 def _relabel(batch: Any, index: Any) -> Any:
     batch.index = pd.RangeIndex(len(batch)) if index is None else index
     return batch
-
-
-def _encode(arrays: Sequence[Any], allow_pickle: bool) -> list[Fixed | Var]:
-    buffers: list[Fixed | Var] = []
-    for array in arrays:
-        codec = codec_of(array.dtype)
-        refuse_pickle(allow_pickle or not codec.needs_pickle, f"a column of dtype {array.dtype}")
-        buffers += codec.encode(array)
-    return buffers
-
-
-def _decode(
-    tokens: Sequence[Any], buffers: Iterator[Fixed | Var], rows: int, allow_pickle: bool
-) -> list[Any]:
-    arrays = []
-    for token in tokens:
-        dtype = column_dtype(token, allow_pickle=allow_pickle)
-        codec = codec_of(dtype)
-        refuse_pickle(allow_pickle or not codec.needs_pickle, f"a column of dtype {dtype}")
-        arrays.append(codec.decode(dtype, buffers, rows))
-    return arrays
