@@ -6,7 +6,7 @@ that a traceback or a note added by one caller is never seen by another.
 
 from __future__ import annotations
 
-from traceback import format_exception
+from traceback import format_exception, format_tb
 from typing import Self
 
 __all__ = [
@@ -73,10 +73,12 @@ class RunnerError(BatchingError):
 
     @classmethod
     def from_exception(cls, hook: str, error: BaseException) -> Self:
-        """A new instance about what the runner's ``hook`` raised, with it as the cause."""
-        name = type(error).__name__
-        text = "".join(format_exception(error))
-        own = cls(f"{hook} raised {name}: {error}", name, str(error), text)
+        """A new instance about what the runner's ``hook`` raised, with it as the cause.
+
+        Never raises, whatever the exception does when it is asked for its text.
+        """
+        name, message = type(error).__name__, _text(error)
+        own = cls(f"{hook} raised {name}: {message}", name, message, _traceback(error))
         own.__cause__ = error
         return own
 
@@ -116,3 +118,17 @@ class ServiceUnreachable(BatchingError, ConnectionError):
 
 class RunnerClosed(BatchingError):
     """The runner or service was closed, or not started yet."""
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as second:
+        return f"<the text of this {type(error).__name__} raised {type(second).__name__}>"
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        return "".join(format_exception(error))
+    except BaseException:
+        return "".join(format_tb(error.__traceback__))
