@@ -203,8 +203,20 @@ class _Inside:
         pass
 
 
-def work(runner: Any, endpoint: str, *, token: str = "", allow_pickle: bool, credits: int) -> str:
+def work(
+    runner: Any,
+    endpoint: str,
+    *,
+    token: str = "",
+    allow_pickle: bool,
+    credits: int,
+    ready: Callable[[Callable[[], None]], None] | None = None,
+) -> str:
     """Runs batches until the dispatcher says stop or is gone; returns why it ended early, or "".
+
+    Args:
+        ready: called after `_setup`, in the thread that runs the batches, with a function
+            that has the worker leave after the batch at hand.
 
     Raises what `_setup` raises.
     """
@@ -221,7 +233,12 @@ def work(runner: Any, endpoint: str, *, token: str = "", allow_pickle: bool, cre
     def work_here(batch: Rows) -> None:
         link.send(model.run(batch))
 
-    host.run(link.start, work_async if isinstance(host, AsyncHost) else work_here)
+    def begin() -> None:
+        if ready is not None:
+            ready(host.leave)
+        link.start()
+
+    host.run(begin, work_async if isinstance(host, AsyncHost) else work_here)
     link.close()
     return link.refusal
 
