@@ -35,8 +35,8 @@ demo: $(VENV)/.package $(VENV)/.group-demo ## train a classifier, serve it with 
 test: $(VENV)/.package $(VENV)/.group-demo $(VENV)/.group-test ## run the tests against the installed package
 	$(RUN)/pytest $(PYTEST_ARGS)
 
-debug-test: ## the same with a debug build: C assertions on, in an environment of its own
-	$(MAKE) test VENV=.venv-debug BUILD_ARGS="-Csetup-args=-Dbuildtype=debug"
+debug-test: ## the same with a debug build: C assertions and counters of live objects
+	$(MAKE) test VENV=.venv-debug BUILD_ARGS="-Csetup-args=-Dbuildtype=debug -Csetup-args=-Ddebug_counters=true"
 
 lint: $(VENV)/.package $(VENV)/.group-lint ## style, format, types and stubs, on the tree as it is installed
 	$(BIN)/ruff check .
