@@ -49,6 +49,7 @@ class Waiter:
 class NativeEngine:
     max_latency_ms: float | None
 
+@disjoint_base
 class ItemHandle:
     _local: Any
     def _bind(self, engine: _Engine | None) -> None: ...

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 from batching._native.calls import Call, NativeEngine, Port
+
 from batching.errors import RunnerError
 from batching.options import BatchOptions
 from batching.signature import Signature
@@ -20,15 +21,15 @@ class Engine(NativeEngine):
     driver: Any
     @property
     def inline(self) -> bool: ...
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         signature: Signature | None,
         model: Callable[[], Callable[..., Any] | None],
         options: BatchOptions,
         inline: bool = False,
         clock: Callable[[], int] | None = None,
-    ) -> None: ...
+    ) -> Engine: ...
     def set_options(self, options: BatchOptions) -> None: ...
     def submit(self, call: Call) -> None: ...
     def cancel(self, call: Call) -> None: ...
@@ -62,7 +63,7 @@ class Engine(NativeEngine):
 
 @final
 class Flusher:
-    def __init__(self, engine: Engine, port: Port) -> None: ...
+    def __new__(cls, engine: Engine, port: Port) -> Flusher: ...
     def flush(self) -> None: ...
     def ring(self) -> None: ...
 

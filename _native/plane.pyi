@@ -11,8 +11,8 @@ _T = TypeVar("_T")
 
 @final
 class Plane:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         name: str,
         description: bytes,
         router: zmq.Socket[bytes],
@@ -20,7 +20,7 @@ class Plane:
         scheduler: Scheduler,
         *,
         run_timeout_ns: int = -1,
-    ) -> None: ...
+    ) -> Plane: ...
     def run(self) -> None: ...
     def events(self) -> list[tuple[str, str, str, list[bytes]]]: ...
     def submit(self, frames: list[Any]) -> bool: ...

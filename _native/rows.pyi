@@ -1,8 +1,17 @@
 from typing import Any
 
 import numpy as np
+from typing_extensions import disjoint_base
 
-__all__ = ["VIEW_ROW_BYTES", "BufferPool", "is_sole_reference", "join_arrays", "join_blocks", "split_blocks", "split_rows"]
+__all__ = [
+    "VIEW_ROW_BYTES",
+    "BufferPool",
+    "is_sole_reference",
+    "join_arrays",
+    "join_blocks",
+    "split_blocks",
+    "split_rows",
+]
 
 VIEW_ROW_BYTES: int
 
@@ -18,6 +27,7 @@ def split_blocks(
 ) -> list[np.ndarray[Any, Any]]: ...
 def is_sole_reference(box: list[Any], at: int = 0) -> bool: ...
 
+@disjoint_base
 class BufferPool:
-    def __init__(self, keep: int = 2) -> None: ...
+    def __new__(cls, keep: int = 2) -> BufferPool: ...
     def take(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]: ...

@@ -86,9 +86,9 @@ class Binding:
             self._check_name("static_args", name)
         for name in self.ragged:
             self._check_name("pad", name)
-        for name in lengths - {None}:
-            self._check_name("pad", str(name))
-            parameter = self._complete.parameters.get(str(name))
+        for name in (name for name in lengths if name is not None):
+            self._check_name("pad", name)
+            parameter = self._complete.parameters.get(name)
             if parameter is not None and parameter.kind is _Parameter.POSITIONAL_ONLY:
                 raise TypeError(
                     f"pad gives {name!r} by keyword, which _run_batch{self._complete} does not take"

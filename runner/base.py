@@ -89,7 +89,9 @@ class _Recipe:
                 for field in ("execution", "static_args"):
                     old, new = getattr(state.options, field), getattr(_checked(options), field)
                     if old != new:
-                        raise ValueError(f"{field} cannot be changed after the first call: {old!r} to {new!r}")
+                        raise ValueError(
+                            f"{field} cannot be changed after the first call: {old!r} to {new!r}"
+                        )
                 engine.set_options(options)
             state.options = _checked(options)
 
@@ -269,7 +271,7 @@ class SimpleRunner(_Recipe, ItemHandle):
             raise TypeError(f"{type(self).__name__} does not implement _run")
 
 
-def _rebuild(cls: type[Any], name: str, options: BatchOptions, recipe: dict[str, Any]) -> Any:
+def _rebuild(cls: Any, name: str, options: BatchOptions, recipe: dict[str, Any]) -> Any:
     runner = cls.__new__(cls)
     runner._local = _Local(name, options)
     runner.__dict__.update(recipe)

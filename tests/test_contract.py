@@ -48,7 +48,9 @@ class Way:
         if self.name.endswith("asyncio"):
             return asyncio.run(self._together_in_loop(calls))
         with ThreadPoolExecutor(len(calls)) as pool:
-            futures = [pool.submit(getattr(self.handle, name), *args, **kwargs) for name, args, kwargs in calls]
+            futures = [
+                pool.submit(getattr(self.handle, name), *args, **kwargs) for name, args, kwargs in calls
+            ]
         return [future.exception() or future.result() for future in futures]
 
     async def _together_in_loop(self, calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]]) -> list[Any]:
@@ -128,7 +130,9 @@ def test_a_frame_of_two_rows_is_refused_by_run_which_names_run_batch(way):
         way(models.Double)("run", pd.DataFrame({"a": [1, 2]}))
 
 
-@pytest.mark.parametrize("item", ["text", 7, (1, 2), [1, 2], None, {"a": 1}], ids=lambda item: type(item).__name__)
+@pytest.mark.parametrize(
+    "item", ["text", 7, (1, 2), [1, 2], None, {"a": 1}], ids=lambda item: type(item).__name__
+)
 def test_anything_else_is_one_element_of_a_list(way, item):
     assert way(models.Echo)("run", item) == item
 

@@ -345,7 +345,9 @@ def test_a_call_that_is_cancelled_while_it_runs_leaves_the_others_alone(model):
         for task in both:
             task.cancel()
         batch.fail(ValueError("nobody is there to hear it"))
-        assert all(isinstance(e, asyncio.CancelledError) for e in await asyncio.gather(*both, return_exceptions=True))
+        assert all(
+            isinstance(e, asyncio.CancelledError) for e in await asyncio.gather(*both, return_exceptions=True)
+        )
 
     asyncio.run(scenario())
     after = Caller(runner.run, "after")
@@ -362,7 +364,7 @@ def test_asyncio_timeout_and_task_groups_work_as_on_any_coroutine(model):
                 await runner.async_run("a")
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(runner.async_run("b"), 0.01)
-        with pytest.raises(ExceptionGroup) as caught:
+        with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 (what a group raises, it raises at its end)
             async with asyncio.TaskGroup() as group:
                 group.create_task(runner.async_run("c"))
                 group.create_task(failing())
@@ -589,9 +591,9 @@ def test_inline_batches_never_run_two_at_once():
             running.release()
             return x
 
-    with Alone(options=BatchOptions(execution="inline", max_batch_size=4)) as runner:
-        with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda i: runner.run(np.array([i]))[0], range(64)))
+    options = BatchOptions(execution="inline", max_batch_size=4)
+    with Alone(options=options) as runner, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda i: runner.run(np.array([i]))[0], range(64)))
     assert answers == list(range(64))
 
 
@@ -755,4 +757,3 @@ def test_a_call_larger_than_the_queue_names_both_numbers(model):
     runner = model(max_queue_rows=4, max_batch_size=4)
     with pytest.raises(InvalidPayload, match=r"5 rows.*max_queue_rows, 4"):
         runner.run_batch([1, 2, 3, 4, 5])
-

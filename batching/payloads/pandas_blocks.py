@@ -185,7 +185,8 @@ def _private_build(layout: FrameLayout, columns: Columns, index: Any) -> Any:
         values = make(columns.fields, at) if is_field else make(columns.others, at)
         blocks.append(block(values, placement=placement, ndim=2))
     manager = _Manager(blocks, [layout.columns.view(), index], verify_integrity=False)
-    return pd.DataFrame._from_mgr(manager, manager.axes)
+    frame: Any = pd.DataFrame
+    return frame._from_mgr(manager, manager.axes)
 
 
 def _make_steps(layout: FrameLayout) -> list[_Step]:

@@ -127,7 +127,8 @@ def _read_labels(token: Any, allow_pickle: bool) -> Any:
             return pd.RangeIndex(start, stop, step, name=thaw(name, allow_pickle=allow_pickle))
         case ("interval", closed, left, right, name):
             ends = [labels(end, allow_pickle=allow_pickle) for end in (left, right)]
-            return pd.IntervalIndex.from_arrays(*ends, closed, name=thaw(name, allow_pickle=allow_pickle))
+            make: Any = pd.IntervalIndex.from_arrays
+            return make(*ends, closed, name=thaw(name, allow_pickle=allow_pickle))
         case ("fixed", token, texts, name):
             dtype = column_dtype(token, allow_pickle=allow_pickle)
             codec = codec_of(dtype)
