@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = ["containers", "policy", "scheduler", "scheduler_batch", "scheduler_check", "scheduler_queue"]
+SCHEDULER = [
+    "_native/containers.c",
+    "_native/scheduler.c",
+    "_native/scheduler_batch.c",
+    "_native/scheduler_check.c",
+    "_native/scheduler_queue.c",
+    "tests/native/fuzz_scheduler.c",
+]
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 FLAGS = [
     "-std=gnu11",
@@ -22,11 +29,10 @@ FLAGS = [
 ]
 
 
-def compile_driver(target: Path, name: str, sources: list[str]) -> None:
-    native = ROOT / "tests" / "native"
-    files = [str(ROOT / "_native" / f"{source}.c") for source in sources]
-    include = ["-I", str(ROOT / "_native"), "-include", str(native / "fuzz_memory.h")]
-    command = [str(COMPILER), *FLAGS, *include, *files, str(native / f"{name}.c"), "-lm", "-o", str(target)]
+def compile_driver(target: Path, sources: list[str]) -> None:
+    include = ["-I", str(ROOT / "_native"), "-include", str(ROOT / "tests/native/fuzz_memory.h")]
+    files = [str(ROOT / source) for source in sources]
+    command = [str(COMPILER), *FLAGS, *include, *files, "-lm", "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     if done.returncode and "fsanitize" in done.stderr + done.stdout:
         pytest.skip("the compiler has no sanitizers")
@@ -35,9 +41,12 @@ def compile_driver(target: Path, name: str, sources: list[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler")
-def test_scheduler_keeps_its_invariants_under_random_operations(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "policy", ["_native/policy.c", "tests/native/fuzz_policy.c"], ids=["learned", "random"]
+)
+def test_scheduler_keeps_its_invariants_under_random_operations(policy: str, tmp_path: Path) -> None:
     driver = tmp_path / "fuzz_scheduler"
-    compile_driver(driver, "fuzz_scheduler", CORE)
+    compile_driver(driver, [*SCHEDULER, policy])
     for seed in ("1", "2"):
         done = subprocess.run([driver, seed, "50000"], capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stderr
