@@ -32,6 +32,7 @@ from libc.stdint cimport int64_t, uint64_t
 import asyncio
 import heapq
 import os
+import threading
 from asyncio import CancelledError, get_running_loop
 from collections.abc import Coroutine
 
@@ -59,6 +60,7 @@ cdef extern from "pythread.h":
     ctypedef int PyLockStatus
     PyLockStatus PY_LOCK_INTR
     PyLockStatus PY_LOCK_ACQUIRED
+    unsigned long PyThread_get_thread_ident()
     PyThread_type_lock PyThread_allocate_lock()
     void PyThread_free_lock(PyThread_type_lock lock) nogil
     PyLockStatus PyThread_acquire_lock_timed(PyThread_type_lock lock, long long us, int interruptible) nogil
@@ -86,6 +88,7 @@ cdef enum:
 cdef int64_t NS_PER_MS = 1_000_000
 # The longest single wait: what every platform's lock and loop take as a timeout.
 cdef int64_t LONGEST_WAIT_NS = 3_600 * 1_000_000_000
+cdef int64_t SIGNAL_CHECK_NS = 500_000_000
 
 
 cdef int64_t monotonic_ns() noexcept nogil:
@@ -146,14 +149,18 @@ cdef Port running_port():
     return port
 
 
-def _forget_ports():
-    """In a forked child: no loop of the parent's runs here."""
-    global _last_port
+cdef unsigned long _main_thread = threading.main_thread().ident
+
+
+def _after_fork_in_child():
+    """No loop of the parent's runs here, and the thread that forked is the main one."""
+    global _last_port, _main_thread
     _last_port = None
     _ports.clear()
+    _main_thread = PyThread_get_thread_ident()
 
 
-os.register_at_fork(after_in_child=_forget_ports)
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 @cython.final
@@ -565,6 +572,11 @@ cdef int block(PyThread_type_lock lock, int64_t until_ns) except -1:
     cdef PyLockStatus status
     if until_ns >= 0:
         wait_ns = min(max(until_ns - monotonic_ns(), 0), LONGEST_WAIT_NS)
+    if PyThread_get_thread_ident() == _main_thread:
+        # A signal that comes between this look and the wait interrupts nothing: the
+        # thread that handles signals looks again every so often.
+        PyErr_CheckSignals()
+        wait_ns = min(wait_ns, SIGNAL_CHECK_NS)
     with nogil:
         status = PyThread_acquire_lock_timed(lock, (wait_ns + 999) // 1000, 1)
     if status == PY_LOCK_INTR:
