@@ -70,6 +70,7 @@ cdef extern from "plane.h" nogil:
         void *router
         void *monitor
         bt_scheduler *scheduler
+        int64_t max_queue_rows
         int64_t run_timeout_ns
 
     ctypedef enum bt_command_kind:
@@ -81,6 +82,8 @@ cdef extern from "plane.h" nogil:
         BT_COMMAND_END
         BT_COMMAND_TIMEOUT
         BT_COMMAND_WAKE
+        BT_COMMAND_QUEUE_ROWS
+        BT_COMMAND_REPLY
 
     ctypedef enum bt_event_kind:
         BT_EVENT_LOCAL
@@ -88,12 +91,15 @@ cdef extern from "plane.h" nogil:
         BT_EVENT_KILL
         BT_EVENT_DRAINED
         BT_EVENT_ENDED
+        BT_EVENT_ASK
 
     ctypedef struct bt_event:
         bt_event *next
         bt_event_kind kind
         char *token
         const char *why
+        uint64_t client
+        uint64_t request
         bt_message *message
 
     ctypedef struct bt_plane_counters:
@@ -101,6 +107,7 @@ cdef extern from "plane.h" nogil:
         uint64_t cut_off
         uint32_t workers
         uint32_t clients
+        uint64_t keys
 
     bt_plane *bt_plane_new(const bt_plane_options *options)
     void bt_plane_free(bt_plane *p)

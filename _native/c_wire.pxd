@@ -8,6 +8,8 @@ cdef extern from "wire.h" nogil:
     int BT_HELLO, BT_WELCOME, BT_CALL, BT_ANSWER, BT_ERROR, BT_CANCEL, BT_BATCH, BT_RESULT
     int BT_PING, BT_PONG, BT_STOP, BT_BYE
 
+    int BT_METHOD_STATISTICS
+
     ctypedef int bt_record_type
     ctypedef int bt_wire_verdict
 
@@ -87,6 +89,7 @@ cdef extern from "wire.h" nogil:
     void bt_writer_start(bt_writer *w)
     int bt_writer_finish(bt_writer *w)
     void bt_writer_free(bt_writer *w)
+    void bt_writer_reserve(bt_writer *w, size_t bytes)
     void bt_write_empty(bt_writer *w, bt_record_type type, uint64_t id)
     void bt_write_greeting(bt_writer *w, bt_record_type type, const bt_wire_greeting *g)
     void bt_write_error(bt_writer *w, uint64_t id, const bt_wire_error *e)

@@ -11,6 +11,15 @@
 
 /* ---- queues between the threads ------------------------------------------------ */
 
+static void tell(bt_plane *p, bt_event *e)
+{
+    pthread_mutex_lock(&p->gate);
+    *p->last_event = e;
+    p->last_event = &e->next;
+    pthread_cond_signal(&p->arrived);
+    pthread_mutex_unlock(&p->gate);
+}
+
 void bt_plane_event(bt_plane *p, bt_event_kind kind, const char *token, const char *why, bt_message *message)
 {
     bt_event *e = calloc(1, sizeof *e);
@@ -22,11 +31,17 @@ void bt_plane_event(bt_plane *p, bt_event_kind kind, const char *token, const ch
     e->why = why;
     e->message = message;
     if (token != NULL) memcpy(e->token, token, BT_TOKEN_BYTES);
-    pthread_mutex_lock(&p->gate);
-    *p->last_event = e;
-    p->last_event = &e->next;
-    pthread_cond_signal(&p->arrived);
-    pthread_mutex_unlock(&p->gate);
+    tell(p, e);
+}
+
+void bt_plane_ask(bt_plane *p, uint64_t client, uint64_t request)
+{
+    bt_event *e = calloc(1, sizeof *e);
+    if (e == NULL) return;
+    e->kind = BT_EVENT_ASK;
+    e->client = client;
+    e->request = request;
+    tell(p, e);
 }
 
 bt_event *bt_plane_events(bt_plane *p)
@@ -342,6 +357,12 @@ static void command(bt_plane *p, bt_command *c)
     case BT_COMMAND_TIMEOUT:
         p->run_timeout_ns = c->number;
         break;
+    case BT_COMMAND_QUEUE_ROWS:
+        p->max_queue_rows = c->number;
+        break;
+    case BT_COMMAND_REPLY:
+        bt_plane_put(p, (uint64_t)c->number, c->message);
+        break;
     case BT_COMMAND_WAKE:
         break;
     }
@@ -362,8 +383,8 @@ static void obey_commands(bt_plane *p, int close)
 
 static void turn(bt_plane *p)
 {
-    receive_all(p);
     obey_commands(p, 0);
+    receive_all(p);
     read_monitor(p);
     bt_plane_kill_hung(p, bt_now_ns());
     do {
@@ -437,6 +458,7 @@ bt_plane *bt_plane_new(const bt_plane_options *o)
     p->monitor = o->monitor;
     p->scheduler = o->scheduler;
     p->run_timeout_ns = o->run_timeout_ns;
+    p->max_queue_rows = o->max_queue_rows;
     p->until_ns = BT_NEVER;
     p->name_bytes = (uint32_t)strlen(o->name);
     p->description_bytes = o->description_bytes;
@@ -492,6 +514,7 @@ void bt_plane_count(const bt_plane *p, bt_plane_counters *out)
     memset(out, 0, sizeof *out);
     out->dropped = p->dropped;
     out->cut_off = p->cut_off;
+    out->keys = p->ledger.next_group;
     for (const bt_peer *peer = p->peers; peer != NULL; peer = peer->next) {
         if (peer->gone || peer == p->local) continue;
         if (peer->role == BT_ROLE_CLIENT) out->clients++;

@@ -34,6 +34,7 @@ typedef struct {
     void *router;             /* zmq sockets */
     void *monitor;            /* PAIR of the router's monitor, or NULL */
     bt_scheduler *scheduler;  /* not owned */
+    int64_t max_queue_rows;   /* the scheduler's, for messages */
     int64_t run_timeout_ns;   /* -1: none */
 } bt_plane_options;
 
@@ -46,6 +47,8 @@ typedef enum {
     BT_COMMAND_END = 6,     /* message: an ERROR record for what is left; then return */
     BT_COMMAND_TIMEOUT = 7, /* number: run_timeout_ns */
     BT_COMMAND_WAKE = 8,
+    BT_COMMAND_QUEUE_ROWS = 9, /* number: max_queue_rows */
+    BT_COMMAND_REPLY = 10,  /* number: a client's, from BT_EVENT_ASK; message: for it */
 } bt_command_kind;
 
 typedef enum {
@@ -54,6 +57,7 @@ typedef enum {
     BT_EVENT_KILL = 3,    /* token, why: a supervised worker hangs or lost its connection */
     BT_EVENT_DRAINED = 4,
     BT_EVENT_ENDED = 5,   /* the last event there is */
+    BT_EVENT_ASK = 6,     /* client, request: wants the dispatcher's numbers */
 } bt_event_kind;
 
 typedef struct bt_event {
@@ -61,6 +65,7 @@ typedef struct bt_event {
     bt_event_kind kind;
     char token[BT_TOKEN_BYTES];
     const char *why;
+    uint64_t client, request;
     bt_message *message;
 } bt_event;
 
@@ -69,6 +74,7 @@ typedef struct {
     uint64_t cut_off;   /* clients that did not read */
     uint32_t workers;   /* that are connected and not known to hang */
     uint32_t clients;
+    uint64_t keys;      /* distinct keys seen, ever */
 } bt_plane_counters;
 
 /* NULL when out of memory or descriptors. The options are copied, except the scheduler. */

@@ -10,9 +10,9 @@ Why this shape  everything that happens once per request is C. What happens once
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
@@ -23,7 +23,7 @@ import zmq.backend.cython._zmq as _zmq
 
 __all__ = ["Plane"]
 
-cdef tuple KINDS = ("", "local", "ready", "kill", "drained", "ended")
+cdef tuple KINDS = ("", "local", "ready", "kill", "drained", "ended", "ask")
 
 
 cdef load_libzmq():
@@ -64,13 +64,6 @@ cdef bt_message *new_message(list frames) except? NULL:
     return message
 
 
-cdef list frames_of(bt_message *message):
-    return [
-        PyBytes_FromStringAndSize(<const char *>message.frame[i].data, message.frame[i].bytes)
-        for i in range(message.frames)
-    ]
-
-
 @cython.final
 cdef class Plane:
     """One dispatcher's native half.
@@ -81,6 +74,7 @@ cdef class Plane:
         router: the bound ROUTER socket; the plane's own from `run` on.
         monitor: its monitor's PAIR socket (DISCONNECTED only), or None.
         scheduler: a `Scheduler`; touched only by the plane, or inside `query`.
+        max_queue_rows: the scheduler's, for messages.
         run_timeout_ns: a worker whose batch takes longer is reported; -1: never.
 
     Messages are lists of frames, as docs/protocol.md has them. Thread-safe, except that
@@ -90,7 +84,10 @@ cdef class Plane:
     cdef bt_plane *_plane
     cdef object _router, _monitor, _scheduler
 
-    def __cinit__(self, str name, bytes description, router, monitor, scheduler, *, int64_t run_timeout_ns=-1):
+    def __cinit__(
+        self, str name, bytes description, router, monitor, scheduler, *,
+        int64_t max_queue_rows=65_536, int64_t run_timeout_ns=-1,
+    ):
         cdef bytes encoded = name.encode()
         cdef bt_plane_options options
         options.name = encoded
@@ -99,6 +96,7 @@ cdef class Plane:
         options.router = <void *><size_t>router.underlying
         options.monitor = NULL if monitor is None else <void *><size_t>monitor.underlying
         options.scheduler = <bt_scheduler *><size_t>scheduler._address
+        options.max_queue_rows = max_queue_rows
         options.run_timeout_ns = run_timeout_ns
         self._router, self._monitor, self._scheduler = router, monitor, scheduler
         self._plane = bt_plane_new(&options)
@@ -118,10 +116,11 @@ cdef class Plane:
             bt_plane_run(self._plane)
 
     def events(self):
-        """Waits for what happened: a list of (kind, token, why, frames); empty after the last.
+        """Waits for what happened: a list of (kind, text, why, number); empty after the last.
 
-        Kinds: "local" (frames: answers to calls of this process), "ready" and "kill" (token: of
-        a supervised worker), "drained", "ended".
+        Kinds: "local" (answers to calls of this process: number is the address of a message, which
+        the caller drops), "ready" and "kill" (text: the token of a supervised worker), "ask" (a
+        client wants statistics: number and why are for `reply`), "drained", "ended".
         """
         cdef bt_event *event
         cdef bt_event *next_event
@@ -130,18 +129,26 @@ cdef class Plane:
             event = bt_plane_events(self._plane)
         while event is not NULL:
             next_event = event.next
-            events.append((
-                KINDS[<int>event.kind], (<bytes>event.token).decode("utf-8", "replace"),
-                "" if event.why is NULL else event.why.decode(),
-                [] if event.message is NULL else frames_of(event.message),
-            ))
+            if event.kind == BT_EVENT_ASK:
+                events.append(("ask", "", event.request, event.client))
+            else:
+                events.append((
+                    KINDS[<int>event.kind], (<bytes>event.token).decode("utf-8", "replace"),
+                    "" if event.why is NULL else event.why.decode(), <uintptr_t>event.message,
+                ))
+            event.message = NULL
             bt_event_free(event)
             event = next_event
         return events
 
-    def submit(self, list frames):
-        """Calls and cancels of this process. False if the plane takes no more."""
-        return self._command(BT_COMMAND_LOCAL, b"", frames)
+    def submit(self, uintptr_t message):
+        """Calls and cancels of this process: the address of a message, which is taken over.
+        False if the plane takes no more."""
+        return bt_plane_command(self._plane, BT_COMMAND_LOCAL, b"", <bt_message *>message, 0) == 0
+
+    def reply(self, uint64_t client, list frames):
+        """Sends the message to the client that asked."""
+        bt_plane_command(self._plane, BT_COMMAND_REPLY, b"", new_message(frames), <int64_t>client)
 
     def worker_died(self, str token, list frames):
         """A supervised worker is gone; frames: one ERROR record that says how."""
@@ -163,8 +170,9 @@ cdef class Plane:
         """Fails what is left with this ERROR record, and has `run` return."""
         self._command(BT_COMMAND_END, b"", frames)
 
-    def set_run_timeout(self, int64_t ns):
-        bt_plane_command(self._plane, BT_COMMAND_TIMEOUT, b"", NULL, ns)
+    def set_limits(self, int64_t max_queue_rows, int64_t run_timeout_ns):
+        bt_plane_command(self._plane, BT_COMMAND_QUEUE_ROWS, b"", NULL, max_queue_rows)
+        bt_plane_command(self._plane, BT_COMMAND_TIMEOUT, b"", NULL, run_timeout_ns)
 
     cdef bint _command(self, bt_command_kind kind, bytes token, list frames) except -1:
         cdef bt_message *message = NULL if frames is None else new_message(frames)
@@ -173,14 +181,14 @@ cdef class Plane:
     def query(self, question):
         """`question(scheduler, counters)`, while the plane stands still; keep it short.
 
-        counters: messages dropped, clients cut off, workers, clients.
+        counters: messages dropped, clients cut off, workers, clients, distinct keys seen.
         """
         cdef bt_plane_counters c
         with nogil:
             bt_plane_lock(self._plane)
         try:
             bt_plane_count(self._plane, &c)
-            return question(self._scheduler, (c.dropped, c.cut_off, c.workers, c.clients))
+            return question(self._scheduler, (c.dropped, c.cut_off, c.workers, c.clients, c.keys))
         finally:
             bt_plane_unlock(self._plane)
             # The scheduler may have other options now: let it be asked again.

@@ -52,26 +52,32 @@ static void fail_entry(bt_plane *p, uint32_t place, const bt_wire_error *error)
 
 /* ---- admission ---------------------------------------------------------------- */
 
-static void refuse(bt_plane *p, bt_peer *client, uint64_t request, const bt_admission *a, uint32_t rows)
+static void refuse(bt_plane *p, bt_peer *client, uint64_t request, const bt_admission *a,
+                   const bt_wire_rows *call)
 {
     char text[256];
-    bt_wire_error e;
+    long long limit = p->max_queue_rows;
+    bt_statistics now;
     switch (a->verdict) {
     case BT_REFUSED_QUEUE:
-        snprintf(text, sizeof text, "the queue is full (max_queue_rows): a call of %u rows was refused", rows);
+        bt_get_statistics(p->scheduler, &now);
+        snprintf(text, sizeof text, "%lld rows are queued, and %u more would exceed max_queue_rows, %lld",
+                 (long long)now.queued_rows, call->rows, limit);
         break;
     case BT_REFUSED_LATE:
-        snprintf(text, sizeof text, "the deadline would be missed: an answer is predicted in %.3f ms",
-                 (double)a->predicted_ns * 1e-6);
+        snprintf(text, sizeof text,
+                 "an answer is predicted in %.3g ms, after the %.3g ms that the call has left",
+                 (double)a->predicted_ns * 1e-6, (double)call->budget_ns * 1e-6);
         break;
     case BT_REFUSED_SIZE:
-        snprintf(text, sizeof text, "a call of %u rows is above max_queue_rows on its own", rows);
+        snprintf(text, sizeof text, "a call of %u rows is larger than max_queue_rows, %lld", call->rows, limit);
         break;
     default:
-        snprintf(text, sizeof text, "the dispatcher is out of memory");
+        snprintf(text, sizeof text, "no memory for one more call");
     }
-    e = bt_plain_error(a->verdict == BT_REFUSED_SIZE ? BT_E_INVALID_PAYLOAD : BT_E_OVERLOADED, text);
-    e.number = a->verdict == BT_REFUSED_SIZE ? -1 : a->predicted_ns;
+    int too_large = a->verdict == BT_REFUSED_SIZE;
+    bt_wire_error e = bt_plain_error(too_large ? BT_E_INVALID_PAYLOAD : BT_E_OVERLOADED, text);
+    if (!too_large) e.number = a->predicted_ns;
     fail_request(p, client, request, &e);
 }
 
@@ -79,6 +85,14 @@ void bt_plane_call(bt_plane *p, bt_peer *client, bt_message *m, const bt_record 
 {
     bt_wire_error failing;
     uint32_t place;
+    if (rows->method == BT_METHOD_STATISTICS) {
+        bt_plane_ask(p, client->number, r->id);
+        return;
+    }
+    if (rows->method != BT_METHOD_RUN) {
+        fail_text(p, client, r->id, BT_E_MALFORMED, "no such method here");
+        return;
+    }
     if (p->state != BT_OPEN) {
         fail_text(p, client, r->id, BT_E_CLOSED, "the service is closing");
         return;
@@ -111,7 +125,7 @@ void bt_plane_call(bt_plane *p, bt_peer *client, bt_message *m, const bt_record 
         return;
     }
     bt_ledger_remove(&p->ledger, &client->calls, place);
-    refuse(p, client, r->id, &a, rows->rows);
+    refuse(p, client, r->id, &a, rows);
 }
 
 static void cancel_entry(bt_plane *p, bt_peer *client, uint32_t place)
@@ -140,12 +154,16 @@ void bt_plane_fail_all(bt_plane *p, const bt_wire_error *error)
 static void expire(bt_plane *p)
 {
     bt_settled due[64];
-    bt_wire_error e = bt_plain_error(BT_E_DEADLINE, "the call had no answer within its deadline");
     size_t n;
     while ((n = bt_expired(p->scheduler, due, sizeof due / sizeof *due)) > 0) {
         for (size_t i = 0; i < n; i++) {
             uint32_t place = bt_ledger_place(&p->ledger, due[i].tag);
-            if (place != BT_NOWHERE) fail_entry(p, place, &e);
+            if (place == BT_NOWHERE) continue;
+            char text[80];
+            snprintf(text, sizeof text, "the call had no answer within the %.3g ms that it had left",
+                     (double)p->ledger.entry[place].rows.budget_ns * 1e-6);
+            bt_wire_error e = bt_plain_error(BT_E_DEADLINE, text);
+            fail_entry(p, place, &e);
         }
     }
 }

@@ -122,6 +122,20 @@ bt_outgoing *bt_peer_post(bt_plane *p, bt_peer *peer)
     return &peer->out;
 }
 
+void bt_plane_put(bt_plane *p, uint64_t client, bt_message *message)
+{
+    for (bt_peer *peer = p->peers; peer != NULL; peer = peer->next) {
+        if (peer->number != client || peer->gone) continue;
+        bt_peer_post(p, peer);
+        if (peer->out.w.records > 0) seal(p, peer);
+        bt_message **at = &peer->sealed;
+        while (*at != NULL) at = &(*at)->next;
+        bt_message_keep(message);
+        *at = message;
+        return;
+    }
+}
+
 static void cut_off(bt_plane *p, const bt_peer *peer)
 {
     p->cut_off++;

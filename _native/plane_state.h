@@ -70,6 +70,7 @@ struct bt_plane {
     void *router, *monitor;
     bt_scheduler *scheduler;
     int64_t run_timeout_ns;
+    int64_t max_queue_rows;
 
     pthread_mutex_t lock;         /* held for a turn: everything below up to the queues */
     bt_plane_state state;
@@ -110,6 +111,8 @@ int bt_plane_flush(bt_plane *p);                        /* 1 if a peer was lost 
 void bt_plane_reply(bt_plane *p, const void *identity, size_t bytes, uint16_t code, const char *text);
 void bt_plane_retry_cut(bt_plane *p, int64_t now_ns);
 void bt_plane_event(bt_plane *p, bt_event_kind kind, const char *token, const char *why, bt_message *message);
+void bt_plane_ask(bt_plane *p, uint64_t client, uint64_t request);
+void bt_plane_put(bt_plane *p, uint64_t client, bt_message *message); /* keeps it, for the end of the turn */
 
 /* plane_calls.c */
 void bt_plane_call(bt_plane *p, bt_peer *client, bt_message *m, const bt_record *r, const bt_wire_rows *rows);

@@ -292,6 +292,7 @@ static uint8_t *grow(bt_writer *w, size_t n)
     if (w->bytes + n > w->capacity) {
         size_t capacity = w->capacity ? w->capacity : 4096;
         while (capacity < w->bytes + n) capacity *= 2;
+        if (n > capacity / 2) capacity = w->bytes + n; /* large: no more than is needed */
         uint8_t *data = realloc(w->data, capacity);
         if (data == NULL) {
             w->failed = 1;
@@ -324,6 +325,11 @@ int bt_writer_finish(bt_writer *w)
     bt_put32(w->data + 8, w->records);
     bt_put32(w->data + 12, (uint32_t)w->bytes);
     return 0;
+}
+
+void bt_writer_reserve(bt_writer *w, size_t bytes)
+{
+    if (grow(w, bytes) != NULL) w->bytes -= bytes;
 }
 
 void bt_writer_free(bt_writer *w)

@@ -47,6 +47,8 @@ typedef enum {
     BT_E_RESULT = 9,
 } bt_error_code;
 
+typedef enum { BT_METHOD_RUN = 0, BT_METHOD_STATISTICS = 1 } bt_method;
+
 /* What is wrong with a packet or a record; 0 is fine. */
 typedef enum {
     BT_WIRE_OK = 0,
@@ -180,6 +182,8 @@ void bt_writer_start(bt_writer *w);
 /* Fills in the header. 0, or -1 when memory or a limit ended it on the way. */
 int bt_writer_finish(bt_writer *w);
 void bt_writer_free(bt_writer *w);
+/* Room for so many more bytes at once, where a caller knows them. */
+void bt_writer_reserve(bt_writer *w, size_t bytes);
 
 void bt_write_empty(bt_writer *w, bt_record_type type, uint64_t id);
 void bt_write_greeting(bt_writer *w, bt_record_type type, const bt_wire_greeting *g);

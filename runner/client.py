@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from .._native.calls import Call, Handle, ItemHandle
 from ..errors import RunnerClosed
@@ -20,6 +20,7 @@ from ..options import BatchOptions
 from ..statistics import Statistics
 from .client_link import Link, Sent
 from .endpoints import allows_pickle, checked
+from .native import NativeLink, native_plane
 from .outcomes import Outcomes, prepare, statistics_of
 from .recipe import CallSignature, Plan
 
@@ -54,7 +55,7 @@ def connect(
     try:
         allow_pickle = allows_pickle(endpoint)
         plan = Plan.read(link.greet(), allow_pickle=allow_pickle)
-        engine = ClientEngine(link, plan.signature, plan.options, allow_pickle)
+        engine = engine_on(link, plan.signature, plan.options)
     except BaseException:
         _links.release(link)
         raise
@@ -64,7 +65,7 @@ def connect(
 class _Connected:
     """What the connected handles share."""
 
-    def __init__(self, engine: ClientEngine, name: str, endpoint: str, options: BatchOptions) -> None:
+    def __init__(self, engine: Any, name: str, endpoint: str, options: BatchOptions) -> None:
         self.name = name
         self.endpoint = endpoint
         self.options = options
@@ -72,7 +73,7 @@ class _Connected:
         self._engine_of_close = engine
         self._bind(engine)
 
-    def _bind(self, engine: ClientEngine | None) -> None:
+    def _bind(self, engine: Any) -> None:
         raise NotImplementedError
 
     def _start(self) -> None:
@@ -124,6 +125,20 @@ class ConnectedItemRunner(_Connected, ItemHandle):
     _bind = ItemHandle._bind
 
 
+def new_link(endpoint: str, name: str, timeout_s: float) -> Link | NativeLink:
+    """The native link, or the plain one where there is no native data plane."""
+    if native_plane():
+        return NativeLink(endpoint, name, timeout_s, allow_pickle=allows_pickle(endpoint))
+    return Link(endpoint, name, timeout_s)
+
+
+def engine_on(link: Link | NativeLink, signature: CallSignature, options: BatchOptions) -> Any:
+    """The engine of handles whose calls go over the link."""
+    if isinstance(link, NativeLink):
+        return link.engine(signature, options)
+    return ClientEngine(link, signature, options, allows_pickle(link.endpoint))
+
+
 class ClientEngine:
     """The engine of handles on a service in another process."""
 
@@ -157,18 +172,18 @@ class _Links:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._links: dict[tuple[str, str], Link] = {}
+        self._links: dict[tuple[str, str], Link | NativeLink] = {}
 
-    def acquire(self, endpoint: str, name: str, timeout_s: float) -> Link:
+    def acquire(self, endpoint: str, name: str, timeout_s: float) -> Link | NativeLink:
         with self._lock:
             link = self._links.get((endpoint, name))
             if link is None:
-                link = self._links[endpoint, name] = Link(endpoint, name, timeout_s)
+                link = self._links[endpoint, name] = new_link(endpoint, name, timeout_s)
             link.timeout_s = timeout_s
             link.users += 1
             return link
 
-    def release(self, link: Link) -> None:
+    def release(self, link: Link | NativeLink) -> None:
         with self._lock:
             link.users -= 1
             if link.users:

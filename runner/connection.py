@@ -53,6 +53,11 @@ class Connection:
             self.close()
             raise
 
+    @property
+    def sockets(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+        """The DEALER and its monitor, for native code that takes this object's place."""
+        return self._socket, self._monitor
+
     def register(self, poller: zmq.Poller) -> None:
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._monitor, zmq.POLLIN)

@@ -44,7 +44,11 @@ class ThreadHost(Host):
 
     def __init__(self, runner: Any, concurrency: int) -> None:
         super().__init__(runner, concurrency)
-        self._inbox: queue.SimpleQueue[Rows | None] = queue.SimpleQueue()
+        self._inbox: Any = queue.SimpleQueue()
+
+    def take_from(self, inbox: Any) -> None:
+        """Batches come from `inbox.get()`, None at the end, and not through `deliver` and `leave`."""
+        self._inbox = inbox
 
     def deliver(self, batch: Rows) -> None:
         self._inbox.put(batch)

@@ -19,12 +19,12 @@ from .._native.scheduler import Scheduler
 from ..errors import DeadlineExceeded, RunnerClosed
 from ..options import BatchOptions
 from ..statistics import Statistics
-from .client import ClientEngine
-from .client_link import Link
+from .client import engine_on, new_link
 from .dispatcher import Dispatcher, Hooks
 from .endpoints import PrivateDirectory, allows_pickle
 from .failures import error_of
 from .ledger import Entry, Part
+from .native import NativeDispatcher, native_plane
 from .outcomes import Outcomes, Outgoing, prepare, statistics_of
 from .recipe import CallSignature, described, pickled, signature_of
 from .supervisor import Death, Supervisor, WorkerPlan
@@ -52,7 +52,8 @@ class RunningService(Hooks):
         self._description = described(runner)
         recipe = pickled(runner)
         self._directory = PrivateDirectory() if endpoint is None else None
-        self._dispatcher = Dispatcher(
+        native = native_plane()
+        self._dispatcher: Dispatcher | NativeDispatcher = (NativeDispatcher if native else Dispatcher)(
             runner.name, self._description, _scheduler(options, batches=isinstance(runner, Handle)), self,
             max_queue_rows=options.max_queue_rows, run_timeout_ms=options.run_timeout_ms,
         )  # fmt: skip
@@ -67,7 +68,11 @@ class RunningService(Hooks):
             raise
         allow_pickle = allows_pickle(self.endpoint)
         self._outcomes = Outcomes(self._signature, allow_pickle=allow_pickle)
-        self.engine = LocalEngine(self._dispatcher, self._signature, self._outcomes, options, allow_pickle)
+        self.engine: Any = (
+            self._dispatcher.engine(self._signature, options, allow_pickle=allow_pickle)
+            if isinstance(self._dispatcher, NativeDispatcher)
+            else LocalEngine(self._dispatcher, self._signature, self._outcomes, options, allow_pickle)
+        )
         plan = WorkerPlan(recipe, self.endpoint, allow_pickle, options.concurrency, start_timeout_s)
         self._supervisor = Supervisor(plan, workers, self._on_death)
         self._dispatcher.start()
@@ -160,8 +165,8 @@ class ForkedService:
     def __init__(self, endpoint: str, name: str, signature: CallSignature, options: BatchOptions) -> None:
         self.endpoint = endpoint
         self._recipe = (endpoint, name, signature, options)
-        self._link = Link(endpoint, name, timeout_s=_FORK_TIMEOUT_S)
-        self.engine = ClientEngine(self._link, signature, options, allows_pickle(endpoint))
+        self._link = new_link(endpoint, name, timeout_s=_FORK_TIMEOUT_S)
+        self.engine = engine_on(self._link, signature, options)
 
     def set_options(self, options: BatchOptions) -> None:
         raise RunnerClosed("the options belong to the process that started the service")

@@ -33,8 +33,9 @@ from .buffers import Slicer, contiguous, join
 from .connection import Connection
 from .encoding import from_encoded, to_encoded
 from .failures import model_failure
-from .host import AsyncHost, host_of
+from .host import AsyncHost, ThreadHost, host_of
 from .mailbox import Mailbox
+from .native import NativeBatch, NativeWorkerLink, encoded_result, native_plane
 from .recipe import model_of, signature_of
 from .wire import Buffer, Code, Failure, Greeting, Plain, Record, Role, Rows, Type
 
@@ -87,7 +88,20 @@ class Model:
         return Rows(Type.RESULT, batch.id, batch.rows, encoded.key, owned)
 
 
-def _model_rows(batch: Rows) -> int:
+class NativeModel(Model):
+    """The same between a `NativeBatch` and a message's address, or an ERROR."""
+
+    def _arguments(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return self._signature.decode(
+            batch.key, batch.buffers, _model_rows(batch), allow_pickle=self._allow_pickle
+        )
+
+    def _result(self, batch: Any, result: Any) -> Any:
+        encoded = self._signature.encode_result(result, _model_rows(batch), allow_pickle=self._allow_pickle)
+        return encoded_result(batch, encoded.key, encoded.buffers)
+
+
+def _model_rows(batch: Rows | NativeBatch) -> int:
     return batch.padded_rows if batch.rows else 0
 
 
@@ -225,6 +239,8 @@ def work(
     host = host_of(runner, model_of(runner), credits)
     description = json.dumps({"token": token}).encode()
     hello = Greeting(Type.HELLO, Role.WORKER, runner.name, description, credits, os.getpid())
+    if native_plane() and credits == 1 and isinstance(host, ThreadHost):
+        return _work_natively(NativeModel(runner, allow_pickle=allow_pickle), host, endpoint, hello)
     link = WorkerLink(endpoint, hello, host.deliver, host.leave)
 
     async def work_async(batch: Rows) -> None:
@@ -239,6 +255,21 @@ def work(
         link.start()
 
     host.run(begin, work_async if isinstance(host, AsyncHost) else work_here)
+    link.close()
+    return link.refusal
+
+
+def _work_natively(model: NativeModel, host: ThreadHost, endpoint: str, hello: Greeting) -> str:
+    """One thread waits, runs and sends: between two batches there is nothing to hand over."""
+    link = NativeWorkerLink(endpoint, hello)
+
+    def work_here(batch: Any) -> None:
+        answer: Any = model.run(batch)
+        del batch
+        link.send(answer)
+
+    host.take_from(link)
+    host.run(link.start, work_here)
     link.close()
     return link.refusal
 

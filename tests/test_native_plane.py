@@ -9,7 +9,7 @@ import zmq
 
 pytest.importorskip("batching._native.plane", exc_type=ImportError)
 
-from batching._native import wire
+from batching._native import link, wire
 from batching._native.plane import Plane
 from batching._native.scheduler import Scheduler
 
@@ -365,11 +365,11 @@ def test_a_poison_call_costs_three_workers_and_fails_alone(service):
 def test_a_supervised_worker_is_waited_for_by_its_supervisor(service):
     client = service.client()
     worker = service.worker(description=b'{"token": "w1"}')
-    assert service.event() == ("ready", "w1", "", [])
+    assert service.event() == ("ready", "w1", "", 0)
     client.call(1)
     worker.next()
     worker.socket.close()
-    assert service.event() == ("kill", "w1", "it lost its connection", [])
+    assert service.event() == ("kill", "w1", "it lost its connection", 0)
     service.plane.worker_died("w1", failure(DIED, b"killed"))
     other = service.worker()
     other.reply(other.next())
@@ -482,10 +482,13 @@ def test_a_client_that_does_not_read_is_cut_off_and_told(start):
 
 def test_calls_of_the_own_process_take_the_same_path(service):
     worker = service.worker()
-    assert service.plane.submit(wire.pack([(CALL, 1, rows_content(2, 5)), (CALL, 2, rows_content(1, 6))]))
+    assert service.plane.submit(
+        link.new_message(wire.pack([(CALL, 1, rows_content(2, 5)), (CALL, 2, rows_content(1, 6))]))
+    )
     worker.reply(worker.next())
-    kind, _, _, frames = service.event()
-    records, broken, _ = wire.parse(frames)
+    kind, _, _, message = service.event()
+    records, broken, _ = wire.parse(link.frames_of(message))
+    link.drop(message)
     assert (kind, broken) == ("local", None)
     assert sorted((id_, numbers(content)) for _, id_, content in records) == [(1, [5, 5]), (2, [6])]
 
@@ -524,7 +527,7 @@ def test_the_end_fails_what_is_left_and_says_goodbye(service):
     service.plane.end(failure(CLOSED, b"stopped"))
     assert client.outcome() == (1, CLOSED)
     assert client.next()[0] == BYE
-    assert not service.plane.submit(wire.pack([(CANCEL, 1, None)]))
+    assert not service.plane.submit(link.new_message(wire.pack([(CANCEL, 1, None)])))
 
 
 def test_the_statistics_are_the_schedulers(service):
@@ -534,4 +537,4 @@ def test_the_statistics_are_the_schedulers(service):
     client.outcome()
     assert service.plane.query(
         lambda scheduler, counters: (scheduler.statistics()["answered"], counters[2:])
-    ) == (1, (1, 1))
+    ) == (1, (1, 1, 1))
