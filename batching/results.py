@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from batching._native.rows import is_sole_reference
-from batching.errors import InvalidPayload
-from batching.payloads import InvalidResult, Kind, Piece, Registry
+from batching.errors import InvalidPayload, RunnerError
+from batching.payloads import InvalidResult, Kind, Piece, Registry, pickling
 
-__all__ = ["Results"]
+__all__ = ["Results", "portable"]
 
 
 class Results:
@@ -139,6 +140,29 @@ def _unshared_exceptions(output: list[Any]) -> list[Any]:
             output = [*output[:row], _copied(element), *output[row + 1 :]]
         seen.add(id(element))
     return output
+
+
+def portable(output: list[Any], *, allow_pickle: bool) -> list[Any]:
+    """The list with a RunnerError in every row where an exception stands that would not arrive:
+    one that cannot be pickled, or cannot be made again of its pickle."""
+    return [
+        _portable_error(element, allow_pickle) if isinstance(element, Exception) else element
+        for element in output
+    ]
+
+
+def _portable_error(error: Exception, allow_pickle: bool) -> Exception:
+    if allow_pickle:
+        try:
+            twin = pickling.loads(pickling.dumps(error))
+        except InvalidPayload:
+            pass
+        else:
+            if type(twin) is type(error):
+                return error
+    name = type(error).__name__
+    trace = "".join(traceback.format_exception(error))
+    return RunnerError(f"_run_batch returned {name}: {error}", name, str(error), trace)
 
 
 def _copied(error: Exception) -> Exception:

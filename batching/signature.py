@@ -26,7 +26,7 @@ from batching.errors import InvalidPayload, RunnerError
 from batching.payloads import Encoded, Fixed, InvalidResult, Kind, Piece, Registry, Var
 from batching.payloads.canonical import dumps, freeze, loads, thaw
 from batching.payloads.padding import Pad
-from batching.results import Results
+from batching.results import Results, portable
 
 __all__ = ["Described", "Encoded", "InvalidResult", "Payload", "Signature"]
 
@@ -335,6 +335,8 @@ class Signature:
             key = kind.key(output)
             tokens.append((kind.name, key))
             try:
+                if type(output) is list:
+                    output = portable(output, allow_pickle=allow_pickle)
                 buffers += kind.encode(key, output, allow_pickle=allow_pickle)
             except InvalidPayload as error:
                 raise InvalidResult(f"_run_batch returned what cannot travel: {error}") from None

@@ -22,8 +22,12 @@ import numpy as np
 from batching.errors import InvalidPayload
 
 from . import pickling
+from .kinds import refuse_pickle
 
-__all__ = ["dumps", "freeze", "loads", "thaw"]
+__all__ = ["PLAIN", "dumps", "dumps_plain", "freeze", "loads", "loads_plain", "thaw"]
+
+# First byte of a value in plain form; a pickle's own is 0x80.
+PLAIN = 2
 
 _LIMIT_BYTES = 1 << 24
 
@@ -81,6 +85,24 @@ def loads(data: Any) -> Any:
         return _tuples(json.loads(bytes(data)))
     except (ValueError, RecursionError) as error:
         raise InvalidPayload(f"not a key: {bytes(data[:80])!r}") from error
+
+
+def dumps_plain(value: Any) -> bytes:
+    """A value without pickle: None, numbers, text, bytes and collections of them.
+
+    Raises InvalidPayload naming the type of what has no such form.
+    """
+    frozen = freeze(value)
+    try:
+        thaw(frozen, allow_pickle=False)
+    except InvalidPayload:
+        refuse_pickle(False, f"a value of type {type(value).__name__}")
+    return bytes([PLAIN]) + dumps(frozen)
+
+
+def loads_plain(blob: Any) -> Any:
+    """The value that `dumps_plain` wrote. Raises InvalidPayload."""
+    return thaw(loads(blob[1:]), allow_pickle=False)
 
 
 def _token(value: Any) -> Any:
@@ -156,5 +178,4 @@ _THAW: dict[str, Callable[[Any, bool], Any]] = {
     },
     "numpy": _thaw_numpy,
     "pickle": _thaw_pickle,
-    "identity": lambda content, allow: content[0].value,
 }

@@ -14,10 +14,9 @@ batch can cut and join its rows by these alone:
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
-
-import numpy as np
 
 from batching.errors import InvalidPayload, InvalidResult
 
@@ -193,10 +192,11 @@ def take_var(buffers: Iterator[Fixed | Var], rows: int) -> list[memoryview | Non
     buffer = next(buffers, None)
     if not isinstance(buffer, Var):
         raise InvalidPayload(f"expected one blob a row, got {_shape(buffer)}")
-    lengths = np.frombuffer(buffer.lengths, dtype="<u4").tolist()
     data = memoryview(buffer.data).cast("B")
-    if len(lengths) != rows:
-        raise InvalidPayload(f"{rows} rows need {rows} lengths, got {len(lengths)}")
+    size = memoryview(buffer.lengths).nbytes
+    if size != 4 * rows:
+        raise InvalidPayload(f"{rows} rows need lengths of {4 * rows} bytes, got {size}")
+    lengths = struct.unpack(f"<{rows}I", buffer.lengths)
     blobs: list[memoryview | None] = []
     end = 0
     for length in lengths:
@@ -212,13 +212,13 @@ def take_var(buffers: Iterator[Fixed | Var], rows: int) -> list[memoryview | Non
 
 def make_var(blobs: Sequence[Any]) -> Var:
     """One buffer of the blobs; None is a missing value."""
-    lengths = np.empty(len(blobs), dtype="<u4")
-    for row, blob in enumerate(blobs):
-        size = MISSING if blob is None else len(blob)
-        if size >= MISSING and blob is not None:
-            raise InvalidPayload(f"one row may have at most {MISSING - 1} bytes, got {size}")
-        lengths[row] = size
-    return Var(lengths, b"".join([blob for blob in blobs if blob is not None]))
+    sizes = [MISSING if blob is None else len(blob) for blob in blobs]
+    present = [blob for blob in blobs if blob is not None]
+    largest = max(map(len, present), default=0)
+    if largest >= MISSING:
+        raise InvalidPayload(f"one row may have at most {MISSING - 1} bytes, got {largest}")
+    data = present[0] if len(present) == 1 else b"".join(present)
+    return Var(struct.pack(f"<{len(sizes)}I", *sizes), data)
 
 
 def _shape(buffer: Fixed | Var | None) -> str:

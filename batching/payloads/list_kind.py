@@ -8,6 +8,7 @@ from typing import Any
 from batching.errors import InvalidPayload
 
 from . import pickling
+from .canonical import PLAIN, dumps_plain
 from .kinds import Fixed, Kind, Piece, Var, make_var, refuse_pickle, take_var
 
 __all__ = ["ListKind"]
@@ -38,18 +39,16 @@ class ListKind(Kind):
         return joined
 
     def encode(self, key: Any, batch: list[Any], *, allow_pickle: bool) -> Iterable[Fixed | Var]:
-        refuse_pickle(allow_pickle, "a list")
-        return [make_var([pickling.dumps(element) for element in batch])]
+        blobs = pickling.dumps_each(batch) if allow_pickle else [dumps_plain(element) for element in batch]
+        return [make_var(blobs)]
 
     def decode(self, key: Any, buffers: Iterator[Fixed | Var], rows: int, *, allow_pickle: bool) -> list[Any]:
-        refuse_pickle(allow_pickle, "a list")
-        return [_element(blob) for blob in take_var(buffers, rows)]
+        blobs = take_var(buffers, rows)
+        if not all(blobs):
+            raise InvalidPayload("an element of a list is missing")
+        if not allow_pickle:
+            refuse_pickle(all(blob[0] == PLAIN for blob in blobs), "a list's element")
+        return pickling.loads_each(blobs)
 
     def describe(self, batch: list[Any]) -> str:
         return f"list of {len(batch)}"
-
-
-def _element(blob: memoryview | None) -> Any:
-    if blob is None:
-        raise InvalidPayload("an element of a list is missing")
-    return pickling.loads(blob)

@@ -68,7 +68,7 @@ def _make_token(dtype: np.dtype[Any]) -> Hashable:
             return "fields", dtype.names, formats, tuple(field[1] for field in fields), dtype.itemsize
     elif dtype.subdtype is not None:
         return "sub", dtype_token(dtype.subdtype[0]), dtype.subdtype[1]
-    elif np.dtype(dtype.str) == dtype:
+    elif dtype.char != "T" and np.dtype(dtype.str) == dtype:
         return dtype.str
     return "pickle", base64.b64encode(pickle.dumps(dtype, protocol=5)).decode("ascii")
 
@@ -141,7 +141,7 @@ class NumpyKind(Kind):
         if is_raw(batch.dtype):
             return [Fixed(_row_bytes(batch.dtype, batch.shape[1:]), raw_bytes(batch))]
         refuse_pickle(allow_pickle, f"dtype {batch.dtype}")
-        return [make_var([pickling.dumps(row) for row in batch])]
+        return [make_var(pickling.dumps_each(list(batch)))]
 
     def decode(
         self, key: Any, buffers: Iterator[Fixed | Var], rows: int, *, allow_pickle: bool

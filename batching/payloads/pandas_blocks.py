@@ -19,6 +19,7 @@ import pandas as pd
 
 from .pandas_columns import codec_of, column_array
 from .pandas_layout import Columns, FrameLayout
+from .pandas_tokens import column_token
 
 __all__ = ["PRIVATE", "build", "content", "recognise"]
 
@@ -100,7 +101,7 @@ def _recognised(frame: Any) -> _Known:
     dtypes = [block.values.dtype for block in manager.blocks]
     places = manager.blknos.tobytes(), manager.blklocs.tobytes()
     # By address: hashing the dtypes would cost as much as all the rest.
-    fingerprint = (id(names._id), str(names.names), *places, *map(id, dtypes))
+    fingerprint = (id(names._id), *_title(names), *places, *map(id, dtypes))
     known = _known.get(fingerprint)
     if known is None:
         known = _remember(fingerprint, _recognised_by_value(frame, names, dtypes, places), (names, dtypes))
@@ -112,9 +113,27 @@ def _recognised_by_value(frame: Any, names: Any, dtypes: list[Any], places: tupl
     labels = tuple(names)
     if type(names) is not pd.Index or not all(type(label) is str for label in labels):
         return _look_at(frame)
-    fingerprint = (names.dtype, str(names.names), labels, *places, *dtypes)
+    fingerprint = (names.dtype, *_title(names), labels, *places, *map(_exactly, dtypes))
     known = _known.get(fingerprint)
     return known or _remember(fingerprint, _look_at(frame), None)
+
+
+def _title(names: Any) -> tuple[Hashable, ...]:
+    """What the columns together are called; it can change while the labels stay."""
+    if type(names) is pd.MultiIndex:
+        return tuple(names.names)
+    name = names._name
+    return type(name), name
+
+
+def _exactly(dtype: Any) -> Hashable:
+    """The dtype as something that is equal to it alone: pandas takes categories in another order,
+    and two kinds of UTC, for the same."""
+    if isinstance(dtype, pd.CategoricalDtype):
+        return column_token(dtype)
+    if isinstance(dtype, pd.DatetimeTZDtype):
+        return dtype, type(dtype.tz)
+    return dtype  # type: ignore[no-any-return]
 
 
 def _remember(fingerprint: Hashable, known: _Known, alive: Any) -> _Known:

@@ -128,7 +128,7 @@ def encode_values(array: Any, role: str, *, allow_pickle: bool) -> Var:
         ]
         return make_var(blobs)
     refuse_pickle(allow_pickle, f"a column of dtype {array.dtype}")
-    return make_var([pickling.dumps(value) for value in array])
+    return make_var(pickling.dumps_each(list(array)))
 
 
 def decode_values(blobs: Sequence[Any], dtype: Any, role: str, *, allow_pickle: bool) -> Any:

@@ -7,57 +7,99 @@ does not have (``__main__``, a notebook, a function's inside) goes through cloud
     plain      the pickle itself; its first byte is 0x80
     buffers    0x01, then 7 bytes of padding, u64 size of the pickle, u64 number of buffers,
                u64 size of each, the pickle, the buffers; each starts at a multiple of 64
+    values     0x02, then JSON: what needs no pickle, for connections that do not allow it
 """
 
 from __future__ import annotations
 
 import pickle
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 from batching.errors import InvalidPayload
 
-__all__ = ["dumps", "loads"]
+__all__ = ["dumps", "dumps_each", "loads", "loads_each"]
+
+_plain_dumps = pickle.dumps
+_plain_loads = pickle.loads
 
 # Below this a copy is cheaper than another buffer's bookkeeping.
 _OUT_OF_BAND_BYTES = 4096
 _ALIGNMENT = 64
 _HEAD = struct.Struct("<B7xQQ")
+_PICKLE = 0x80
 _WITH_BUFFERS = 1
+_VALUES = 2  # `canonical.dumps_plain`
 
 
 def dumps(value: Any) -> bytes:
     """The value as bytes. Raises InvalidPayload naming the type that cannot be pickled."""
-    buffers: list[memoryview] = []
+    return dumps_each([value])[0]
 
-    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
-        try:
-            view = buffer.raw()
-        except BufferError:
-            return True
-        if view.nbytes < _OUT_OF_BAND_BYTES:
-            return True
-        buffers.append(view)
-        return False
 
+def dumps_each(values: Sequence[Any]) -> list[bytes]:
+    """Each value as bytes of its own. Raises InvalidPayload naming the type that cannot be pickled."""
     try:
-        stream = pickle.dumps(value, protocol=5, buffer_callback=keep_in_band)
-        by_value = b"__main__" in stream
+        streams = [_plain_dumps(value, 5) for value in values]
     except Exception:
-        by_value = True
-    if by_value:
-        buffers.clear()
-        stream = _dumps_by_value(value, keep_in_band)
-    return stream if not buffers else _pack(stream, buffers)
+        return [_dumps_with_care(value) for value in values]
+    # One look at all of them: most are small, and say nothing of __main__.
+    if max(map(len, streams), default=0) >= _OUT_OF_BAND_BYTES or b"__main__" in b"".join(streams):
+        return [_dumps_with_care(value) for value in values]
+    return streams
+
+
+def _dumps_with_care(value: Any) -> bytes:
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        stream = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    except Exception:
+        stream = b""
+    # What belongs to __main__ is pickled by a name that means something else in a worker.
+    if not stream or b"__main__" in stream:
+        return _dumps_by_value(value)
+    if not buffers:
+        return stream
+    views = _views(buffers)
+    return pickle.dumps(value, protocol=5) if views is None else _pack(stream, views)
+
+
+def _views(buffers: list[pickle.PickleBuffer]) -> list[memoryview] | None:
+    """The buffers' bytes, or None where they had better stay inside the pickle."""
+    try:
+        views = [buffer.raw() for buffer in buffers]
+    except BufferError:
+        return None
+    return views if sum(view.nbytes for view in views) >= _OUT_OF_BAND_BYTES else None
 
 
 def loads(blob: Any) -> Any:
     """The value again. Large buffers are views of ``blob`` where it is writable, else copies.
 
-    Raises whatever the value's own unpickling raises; InvalidPayload for a malformed blob.
+    Raises InvalidPayload, from whatever the value's own unpickling raised.
     """
+    return loads_each([blob])[0]
+
+
+def loads_each(blobs: Sequence[Any]) -> list[Any]:
+    """The values of several blobs. Raises InvalidPayload as `loads`."""
+    try:
+        return [_plain_loads(blob) if blob[0] == _PICKLE else _loads(blob) for blob in blobs]
+    except InvalidPayload:
+        raise
+    except Exception as error:
+        raise InvalidPayload(f"a value cannot be unpickled: {type(error).__name__}: {error}") from error
+
+
+def _loads(blob: Any) -> Any:
     view = memoryview(blob)
-    if view.nbytes == 0 or view[0] != _WITH_BUFFERS:
+    if view[0] == _VALUES:
+        # Here, because freezing itself pickles what has no other form.
+        from .canonical import loads_plain
+
+        return loads_plain(view)
+    if view[0] != _WITH_BUFFERS:
         return pickle.loads(view)
     if view.readonly:
         view = memoryview(bytearray(view))
@@ -65,12 +107,15 @@ def loads(blob: Any) -> Any:
     return pickle.loads(stream, buffers=buffers)
 
 
-def _dumps_by_value(value: Any, keep_in_band: Any) -> bytes:
+def _dumps_by_value(value: Any) -> bytes:
     # Imported here: most processes never need it.
     import cloudpickle  # type: ignore[import-untyped]
 
+    buffers: list[pickle.PickleBuffer] = []
     try:
-        return bytes(cloudpickle.dumps(value, protocol=5, buffer_callback=keep_in_band))
+        stream = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+        views = _views(buffers)
+        return bytes(cloudpickle.dumps(value, protocol=5)) if views is None else _pack(stream, views)
     except Exception as error:
         raise InvalidPayload(
             f"a value of type {type(value).__name__} cannot be pickled: {type(error).__name__}: {error}"
