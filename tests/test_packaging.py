@@ -115,3 +115,30 @@ def test_import_is_lazy() -> None:
         "asyncio",
         "cloudpickle",
     }
+
+
+def test_public_names_all_resolve() -> None:
+    import batching
+
+    assert [name for name in batching.__all__ if not hasattr(batching, name)] == []
+    assert set(batching.__all__) <= set(dir(batching))
+
+
+@pytest.mark.slow
+def test_pandas_is_imported_only_for_pandas() -> None:
+    calls = """
+import numpy as np
+from batching import Runner
+
+class Double(Runner):
+    def _run_batch(self, x):
+        return [2 * item for item in x] if isinstance(x, list) else 2 * x
+
+with Double() as double:
+    double.run(np.ones(3))
+    double.run_batch([1, 2, 3])
+"""
+    assert "pandas" not in modules_after(calls)
+    assert "pandas" in modules_after(
+        calls + "    import pandas\n    double.run_batch(pandas.DataFrame({'a': [1]}))"
+    )
