@@ -217,7 +217,10 @@ def _make_steps(layout: FrameLayout) -> list[_Step]:
             steps.append(_Step(_block_type(dtype), _placement(field.columns), make, at, True))
     for at, other in enumerate(layout.others):
         dtype = layout.dtypes[other.column]
-        make = _as_block if isinstance(dtype, np.dtype) or dtype._supports_2d else _as_is
+        if other.role == "text":
+            make = _text_maker(dtype)
+        else:
+            make = _as_block if isinstance(dtype, np.dtype) or dtype._supports_2d else _as_is
         steps.append(_Step(_block_type(dtype), _placement((other.column,)), make, at, False))
     return steps
 
@@ -244,6 +247,20 @@ def _maker(role: str, dtype: Any) -> Callable[[Any, int], Any]:
         case _ if dtype.kind in "mM":
             return lambda fields, at: cls._simple_new(fields[at], dtype=dtype)
     return _as_is
+
+
+def _text_maker(dtype: Any) -> Callable[[Any, int], Any]:
+    cls = dtype.construct_array_type()
+
+    def make(arrays: Any, at: int) -> Any:
+        values = arrays[at]
+        if not isinstance(values, np.ndarray):
+            return values
+        if dtype.storage == "python":
+            return cls._simple_new(values, dtype)
+        return cls._from_sequence(values, dtype=dtype)
+
+    return make
 
 
 def _empty(dtype: Any) -> Any:
@@ -285,6 +302,10 @@ def _private_way_works() -> bool:
         for each in contents
         for way in (_public_build, _private_build)
     ]
+    texts = Columns([], [np.array(["a", pd.NA], dtype=object)], 2)
+    text = FrameLayout.of(frame.columns[12:13], [frame["s"].dtype])
+    if not _private_build(text, texts, pd.RangeIndex(2)).equals(frame[["s"]]):
+        return False
     return all(each.equals(frame) and list(each.dtypes) == list(frame.dtypes) for each in built)
 
 

@@ -132,13 +132,13 @@ def encode_values(array: Any, role: str, *, allow_pickle: bool) -> Var:
 
 
 def decode_values(blobs: Sequence[Any], dtype: Any, role: str, *, allow_pickle: bool) -> Any:
-    """The column again, as an array of its dtype."""
+    """The column again: an array of its dtype, or, for text, an object ndarray of it."""
     values = np.empty(len(blobs), dtype=object)
     if role == "text":
         missing = dtype.na_value
         for row, blob in enumerate(blobs):
             values[row] = missing if blob is None else str(blob, "utf-8", "surrogatepass")
-        return dtype.construct_array_type()._from_sequence(values, dtype=dtype)
+        return values
     refuse_pickle(allow_pickle, f"a column of dtype {dtype}")
     for row, blob in enumerate(blobs):
         if blob is None:
