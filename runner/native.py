@@ -441,7 +441,8 @@ class NativeLink:
         with self._lock:
             greetings, self._greetings = self._greetings, []
             questions, self._questions = self._questions, {}
-        for future in [*greetings, *questions.values()]:
+        futures: list[Future[Any]] = [*greetings, *questions.values()]
+        for future in futures:
             future.set_exception(ServiceUnreachable(text))
 
 

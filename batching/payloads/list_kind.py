@@ -47,7 +47,7 @@ class ListKind(Kind):
         if not all(blobs):
             raise InvalidPayload("an element of a list is missing")
         if not allow_pickle:
-            refuse_pickle(all(blob[0] == PLAIN for blob in blobs), "a list's element")
+            refuse_pickle(all(blob is not None and blob[0] == PLAIN for blob in blobs), "a list's element")
         return pickling.loads_each(blobs)
 
     def describe(self, batch: list[Any]) -> str:

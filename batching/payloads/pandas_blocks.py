@@ -122,7 +122,7 @@ def _title(names: Any) -> tuple[Hashable, ...]:
     """What the columns together are called; it can change while the labels stay."""
     if type(names) is pd.MultiIndex:
         return tuple(names.names)
-    name = names._name
+    name: Hashable = names._name
     return type(name), name
 
 
