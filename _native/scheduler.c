@@ -151,7 +151,7 @@ static int reserve_expired(bt_scheduler *s) {
     return failed;
 }
 
-static void expire(bt_scheduler *s, bt_call *c) {
+void bt_call_expire(bt_scheduler *s, bt_call *c) {
     s->expired[s->expired_count++] = (bt_settled){bt_call_id(c), c->tag, 0, c->rows, 0, BT_EXPIRED};
     s->counted.expired++;
     bt_call_end(s, c);
@@ -160,7 +160,7 @@ static void expire(bt_scheduler *s, bt_call *c) {
 static void expire_due(bt_scheduler *s) {
     bt_node *first;
     while ((first = bt_heap_first(&s->due)) && first->key <= s->now_ns) {
-        expire(s, BT_OWNER(first, bt_call, due));
+        bt_call_expire(s, BT_OWNER(first, bt_call, due));
     }
 }
 
@@ -174,43 +174,6 @@ size_t bt_expired(bt_scheduler *s, bt_settled *out, size_t capacity) {
 }
 
 /* ---- admission ------------------------------------------------------------------------ */
-
-/* Batches that will run before that of a call of `rows` rows admitted now, and
- * in *own the rows of its own (last) batch. */
-static int64_t batches_ahead(const bt_scheduler *s, int64_t rows, int64_t *own) {
-    int64_t most = s->options.max_batch_rows;
-    *own = rows;
-    if (s->options.one_call_a_batch) return s->counted.queued_calls;
-    int64_t batches = s->counted.queued_rows / most;
-    int64_t rest = s->counted.queued_rows % most;
-    if (rest + rows <= most) *own = rest + rows;
-    else if (rest > 0) batches++;
-    if (rows <= most) return batches;
-    *own = (rows - 1) % most + 1;
-    return batches + (rows - 1) / most;
-}
-
-/* When a call admitted now would be answered, counted from now: what is in
- * flight and what is queued before it, spread over the slots, then its own
- * batch; by the upper quantile of the costs. */
-static int64_t predict(const bt_scheduler *s, int64_t rows) {
-    int64_t own;
-    int64_t batches = batches_ahead(s, rows, &own);
-    int64_t own_ns = bt_policy_cost_high_ns(s->policy, own);
-    if (s->counted.in_flight_batches + batches < s->total_slots) return own_ns;
-    int64_t in_flight_ns = 0;
-    for (const bt_batch *b = s->running; b; b = b->next) in_flight_ns += bt_most(0, b->expected_ns - s->now_ns);
-    int64_t each = s->options.one_call_a_batch ? rows : s->options.max_batch_rows;
-    double ahead_ns = (double)batches * (double)bt_policy_cost_high_ns(s->policy, each);
-    return (int64_t)(((double)in_flight_ns + ahead_ns) / (double)s->total_slots) + own_ns;
-}
-
-/* An engine with nothing to do takes every call: only by running batches can a
- * prediction that has become too dark be corrected. */
-static int too_late(const bt_scheduler *s, int64_t deadline_ns, int64_t predicted_ns) {
-    if (s->counted.queued_calls == 0 && s->counted.in_flight_batches == 0) return 0;
-    return bt_later(s->now_ns, predicted_ns) > deadline_ns;
-}
 
 static bt_admission refuse(bt_scheduler *s, bt_verdict verdict, int64_t predicted_ns) {
     s->counted.refused++;
@@ -245,9 +208,9 @@ bt_admission bt_admit(bt_scheduler *s, int64_t now_ns, int64_t rows, uint64_t gr
     if (rows > s->options.max_queue_rows) return refuse(s, BT_REFUSED_SIZE, predicted_ns);
     int64_t waiting = s->counted.queued_rows + s->queued_zero_calls;
     int full = waiting + bt_most(rows, 1) > s->options.max_queue_rows;
-    if ((full || deadline_ns != BT_NEVER) && bt_policy_calibrated(s->policy)) predicted_ns = predict(s, rows);
+    if ((full || deadline_ns != BT_NEVER) && bt_policy_calibrated(s->policy)) predicted_ns = bt_predict(s, rows);
     if (full) return refuse(s, BT_REFUSED_QUEUE, predicted_ns);
-    if (predicted_ns >= 0 && too_late(s, deadline_ns, predicted_ns)) return refuse(s, BT_REFUSED_LATE, predicted_ns);
+    if (bt_too_late(s, deadline_ns, predicted_ns)) return refuse(s, BT_REFUSED_LATE, predicted_ns);
     bt_call *c = new_call(s, group, deadline_ns);
     if (!c) return refuse(s, BT_REFUSED_MEMORY, predicted_ns);
     c->deaths = 0;
@@ -333,93 +296,16 @@ static bt_group *choose(const bt_scheduler *s, int64_t idle_slots, bt_hold *hold
 
 /* ---- the decision: which calls ------------------------------------------------------------ */
 
-static int by_deadline(const void *a, const void *b) {
-    const bt_late *x = a, *y = b;
-    if (x->deadline_ns != y->deadline_ns) return x->deadline_ns < y->deadline_ns ? -1 : 1;
-    return x->part < y->part ? -1 : 1;
-}
-
-static int makes_it(const bt_scheduler *s, int64_t rows, int64_t deadline_ns) {
-    return bt_later(s->now_ns, bt_policy_cost_high_ns(s->policy, rows)) <= deadline_ns;
-}
-
-/* The least number of calls, tightest first, without which all others of the
- * batch make it. s->late is sorted. */
-static size_t count_late(const bt_scheduler *s, const bt_batch *b, size_t count) {
-    int64_t rows = b->rows;
-    size_t dropped = 0;
-    while (dropped < count && !makes_it(s, rows, s->late[dropped].deadline_ns)) {
-        rows -= b->parts[s->late[dropped++].part].rows;
-    }
-    return dropped;
-}
-
-/* Expires the calls of a batch being formed that cannot make it, so that what is
- * left is the largest part of it that does. While nothing runs, one call stays
- * whatever is predicted: see too_late. Returns how many were dropped. */
-static size_t drop_late(bt_scheduler *s, bt_batch *b) {
-    if (b->tightest_ns == BT_NEVER || !bt_policy_calibrated(s->policy)) return 0;
-    if (makes_it(s, b->rows, b->tightest_ns)) return 0;
-    size_t count = 0;
-    for (size_t i = 0; i < b->part_count; i++) {
-        int64_t deadline_ns = bt_call_of(s, b->parts[i].id)->deadline_ns;
-        if (deadline_ns != BT_NEVER) s->late[count++] = (bt_late){deadline_ns, i};
-    }
-    qsort(s->late, count, sizeof *s->late, by_deadline);
-    size_t dropped = count_late(s, b, count);
-    if (dropped == b->part_count && s->counted.in_flight_batches == 0) dropped--;
-    for (size_t i = 0; i < dropped; i++) {
-        bt_part *part = &b->parts[s->late[i].part];
-        bt_policy_left(s->policy, s->now_ns, b->group->number, part->rows);
-        expire(s, bt_call_of(s, part->id));
-        part->id = 0;
-    }
-    b->tightest_ns = dropped < count ? s->late[dropped].deadline_ns : BT_NEVER;
-    size_t kept = 0;
-    b->rows = 0;
-    for (size_t i = 0; i < b->part_count; i++) {
-        if (!b->parts[i].id) continue;
-        b->rows += b->parts[i].rows;
-        b->parts[kept++] = b->parts[i];
-    }
-    b->part_count = kept;
-    return dropped;
-}
-
-/* If all that is queued in the group fits one batch, but not in time for
- * everybody: how many rows to run first so that both these and the rest, in a
- * second batch, make it. Returns `limit` if there is no such split: then the
- * late ones are dropped, because under a backlog small batches only make more
- * of them. */
-static int64_t split_in_time(const bt_scheduler *s, const bt_group *g, int64_t limit) {
-    const bt_node *tightest = bt_heap_first(&g->tight);
-    if (!tightest || s->options.one_call_a_batch || !bt_policy_calibrated(s->policy)) return limit;
-    if (g->queued_rows > limit || makes_it(s, g->queued_rows, tightest->key)) return limit;
-    int64_t rows = 0, deadline_ns = BT_NEVER;
-    const bt_call *c = g->first;
-    for (; c; c = c->next) {
-        int64_t more = rows + c->rows - c->next_row;
-        if (!makes_it(s, more, bt_least(deadline_ns, c->deadline_ns))) break;
-        rows = more;
-        deadline_ns = bt_least(deadline_ns, c->deadline_ns);
-    }
-    if (rows == 0) return limit;
-    int64_t rest_deadline_ns = BT_NEVER;
-    for (; c; c = c->next) rest_deadline_ns = bt_least(rest_deadline_ns, c->deadline_ns);
-    int64_t first_ns = bt_policy_cost_high_ns(s->policy, rows);
-    return makes_it(s, g->queued_rows - rows, rest_deadline_ns - first_ns) ? rows : limit;
-}
-
 /* Forms a batch of the group: 1, or 0 if all it would have held was late, or -1
  * out of memory. */
-static int form(bt_scheduler *s, bt_group *g, const bt_hold *hold, bt_decision *out) {
+static int form(bt_scheduler *s, bt_group *g, int64_t idle_slots, const bt_hold *hold, bt_decision *out) {
     int64_t most = s->options.max_batch_rows;
     int64_t limit = bt_least(most, bt_most(1, hold->take_rows));
     bt_batch *b = bt_batch_new(s, g, NULL, bt_queue_parts(g, limit));
     if (!b) return -1;
-    int64_t in_time = split_in_time(s, g, limit);
-    bt_queue_fill(s, g, b, in_time, in_time < limit);
-    while (drop_late(s, b)) bt_queue_fill(s, g, b, limit, 0);
+    int64_t in_time = bt_split_in_time(s, g, limit, idle_slots);
+    bt_queue_fill(s, g, b, in_time, in_time < limit && g->queued_rows <= limit);
+    while (bt_drop_late(s, b)) bt_queue_fill(s, g, b, bt_rows_in_time(s, b, limit), 0);
     if (b->part_count) {
         bt_batch_start(s, b, hold->reason, out);
         return 1;
@@ -444,7 +330,7 @@ static int fill_slot(bt_scheduler *s, int64_t idle_slots, bt_decision *out) {
             out->action = BT_WAIT;
             return 0;
         }
-        int formed = form(s, g, &hold, out);
+        int formed = form(s, g, idle_slots, &hold, out);
         if (formed) return formed;
     }
     return 0;

@@ -1,8 +1,9 @@
-/* The inside of the scheduler, shared by its four files and nobody else.
+/* The inside of the scheduler, shared by its five files and nobody else.
  *
  *   scheduler.c         admission, the decision, expiry, statistics
  *   scheduler_queue.c   groups and clients: who waits, and who is taken next
  *   scheduler_batch.c   batches: handed out, settled, run again
+ *   scheduler_late.c    who will be late: refused, or dropped
  *   scheduler_check.c   every invariant, one sentence each
  *
  * A call is in exactly one of three conditions for each of its rows: queued
@@ -226,10 +227,19 @@ bt_batch *bt_batch_unstack(bt_scheduler *s, int *failed);
 /* Takes what is sealed of a call out of its batches; emptied ones vanish. */
 void bt_batch_leave(bt_scheduler *s, bt_call *c);
 
+/* ---- scheduler_late.c ------------------------------------------------------- */
+
+int64_t bt_predict(const bt_scheduler *s, int64_t rows); /* needs a calibrated policy */
+int bt_too_late(const bt_scheduler *s, int64_t deadline_ns, int64_t predicted_ns);
+int64_t bt_split_in_time(const bt_scheduler *s, const bt_group *g, int64_t limit, int64_t idle_slots);
+size_t bt_drop_late(bt_scheduler *s, bt_batch *b);
+int64_t bt_rows_in_time(const bt_scheduler *s, const bt_batch *b, int64_t limit);
+
 /* ---- scheduler.c ------------------------------------------------------------ */
 
 /* Ends a live call: out of the queue, the sealed batches and the heap; its id
  * is stale from now on. The verdict is the caller's to count. */
 void bt_call_end(bt_scheduler *s, bt_call *c);
+void bt_call_expire(bt_scheduler *s, bt_call *c); /* the same, as BT_EXPIRED */
 
 #endif

@@ -1,4 +1,4 @@
-"""The C core alone, under sanitizers: random operations, checked after each."""
+"""The C core alone, under sanitizers: random operations, and policies made for a test."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SCHEDULER = [
     "_native/scheduler.c",
     "_native/scheduler_batch.c",
     "_native/scheduler_check.c",
+    "_native/scheduler_late.c",
     "_native/scheduler_queue.c",
-    "tests/native/fuzz_scheduler.c",
 ]
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 FLAGS = [
@@ -46,7 +46,16 @@ def compile_driver(target: Path, sources: list[str]) -> None:
 )
 def test_scheduler_keeps_its_invariants_under_random_operations(policy: str, tmp_path: Path) -> None:
     driver = tmp_path / "fuzz_scheduler"
-    compile_driver(driver, [*SCHEDULER, policy])
+    compile_driver(driver, [*SCHEDULER, policy, "tests/native/fuzz_scheduler.c"])
     for seed in ("1", "2"):
         done = subprocess.run([driver, seed, "50000"], capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="no C compiler")
+def test_late_calls_are_refused_dropped_or_saved_by_a_smaller_batch(tmp_path: Path) -> None:
+    driver = tmp_path / "check_late"
+    compile_driver(driver, [*SCHEDULER, "tests/native/check_late.c"])
+    done = subprocess.run([driver], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
