@@ -63,6 +63,13 @@ def test_links_between_documents_lead_somewhere(document: Path) -> None:
     assert [target for target in targets if not (document.parent / target).exists()] == []
 
 
+def test_documents_that_the_code_names_exist() -> None:
+    sources = [path for folder in ("batching", "runner", "_native") for path in (ROOT / folder).rglob("*.*")]
+    texts = [path.read_text() for path in sources if path.suffix in {".py", ".pyi", ".pyx", ".h", ".c"}]
+    named = {name for text in texts for name in re.findall(r"\bdocs/[\w-]+\.md\b", text)}
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_tests_that_a_document_names_exist(document: Path) -> None:
     missing = [

@@ -16,6 +16,7 @@ from batching.errors import InvalidPayload
 from .kinds import MISSING, Encoded, Fixed, InvalidResult, Kind, Piece, Var, make_var, take_fixed, take_var
 from .list_kind import ListKind
 from .numpy_kind import NumpyKind
+from .padding import Pad
 
 __all__ = [
     "MISSING",
@@ -23,6 +24,7 @@ __all__ = [
     "Fixed",
     "InvalidResult",
     "Kind",
+    "Pad",
     "Piece",
     "Registry",
     "Var",
