@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,13 @@ def test_text_example_fails_one_caller_alone() -> None:
     assert "('sea', 2)" in output
     assert "refused: no word in '?'" in output
     assert "[('sea', 2), ('queue', 2), ('be', 2)]" in output
+
+
+@pytest.mark.slow
+def test_tokens_example_agrees_with_one_text_at_a_time() -> None:
+    output = run("tokens.py")
+    assert re.search(r"one by one: \de-0[6-9]\b", output)
+    assert "500 texts of" in output
 
 
 @pytest.mark.slow
