@@ -363,6 +363,10 @@ cdef class Call:
     def settled(self):
         return self.state == SETTLED
 
+    def deadline_error(self):
+        """A DeadlineExceeded that says the call's own budget."""
+        return late(self)
+
     # -- the caller's side ----------------------------------------------------
 
     def __await__(self):

@@ -7,8 +7,6 @@ from batching.errors import RunnerError
 from batching.options import BatchOptions
 from batching.signature import Signature
 
-RELEASE_REASONS: tuple[str, ...]
-
 @final
 class Batch:
     @property

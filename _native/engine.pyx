@@ -26,7 +26,6 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
 
 from batching._native.calls cimport (
     Call,
@@ -44,7 +43,9 @@ from batching._native.calls cimport (
 from batching._native.arrays cimport PyDataType_REFCHK, copy_rows, may_share, rows_of, take_batch
 from c_scheduler cimport *
 
+from batching._native.scheduler import Scheduler
 from batching.errors import InvalidPayload, InvalidResult, Overloaded, RunnerClosed, RunnerError
+from batching.options import scheduler_options
 
 cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident()
@@ -59,8 +60,6 @@ cdef enum:
 
 cdef double NS_PER_MS = 1e6
 cdef int64_t SPIN_NS = 1_200_000
-
-RELEASE_REASONS = ("full", "worker_free", "everyone_here", "hold_expired", "budget", "cap", "rerun")
 
 
 cdef struct PlainKey:
@@ -104,7 +103,8 @@ cdef class Engine(NativeEngine):
             also have to call `poke` when they change it.
     """
 
-    cdef bt_scheduler *_scheduler
+    cdef object _owner             # of the scheduler: a `Scheduler`
+    cdef bt_scheduler *_scheduler  # driven directly
     cdef object _signature
     cdef object _model
     cdef object _clock
@@ -141,10 +141,9 @@ cdef class Engine(NativeEngine):
     cdef int _plain_next
     cdef list _buffers         # batch arrays that may be used again
 
-    def __cinit__(self):
-        self._scheduler = NULL
-
     def __init__(self, *, signature, model, options, inline=False, clock=None):
+        self._owner = Scheduler(one_call_a_batch=signature is None, **scheduler_options(options))
+        self._scheduler = <bt_scheduler *><size_t>self._owner._address
         self._signature = signature
         self._simple = signature is not None and signature.simple
         self._model = model
@@ -164,9 +163,6 @@ cdef class Engine(NativeEngine):
         self._buffers = []
         self.set_options(options)
 
-    def __dealloc__(self):
-        bt_scheduler_free(self._scheduler)
-
     def __reduce__(self):
         raise TypeError("an engine belongs to its process and cannot be pickled")
 
@@ -174,14 +170,7 @@ cdef class Engine(NativeEngine):
 
     def set_options(self, options):
         """Takes effect from the next batch on."""
-        cdef bt_options native
-        fill_options(&native, options, self._signature is None)
-        if self._scheduler is NULL:
-            self._scheduler = bt_scheduler_new(&native)
-            if self._scheduler is NULL:
-                raise MemoryError("no memory for a scheduler")
-        elif bt_set_options(self._scheduler, &native) != 0:
-            raise MemoryError("no memory for new options")
+        self._owner.set_options(**scheduler_options(options))
         self._options = options
         self._slots = options.concurrency
         self.max_latency_ms = options.max_latency_ms
@@ -685,10 +674,7 @@ cdef class Engine(NativeEngine):
     def begin_close(self):
         """Refuses new calls; what was accepted is released without waiting for more."""
         self._closing = True
-        cdef bt_options native
-        fill_options(&native, self._options, self._signature is None)
-        native.policy.rule = BT_RULE_GREEDY
-        bt_set_options(self._scheduler, &native)
+        self._owner.set_options(rule="greedy")
         self._tell()
 
     def fail_all(self, make_error):
@@ -719,19 +705,12 @@ cdef class Engine(NativeEngine):
         self.fail_all(self.setup_error)
 
     def statistics(self):
-        """The numbers of `batching.statistics.Statistics`, by name."""
-        cdef bt_statistics native
-        bt_get_statistics(self._scheduler, &native)
-        numbers = statistics_dict(&native)
-        numbers["groups"] = self._next_group
-        numbers["workers_ready"] = int(self._ready)
-        return numbers
+        """The scheduler's numbers, with the `groups` seen and `workers_ready`."""
+        return {**self._owner.statistics(), "groups": self._next_group, "workers_ready": int(self._ready)}
 
     def check(self):
         """Checks every invariant of the scheduler; AssertionError names the one that does not hold."""
-        cdef const char *broken = bt_check(self._scheduler)
-        if broken is not NULL:
-            raise AssertionError(broken.decode())
+        self._owner.check()
 
 
 @cython.final
@@ -827,49 +806,3 @@ cdef object own_error(object error):
     if isinstance(error, StopIteration):
         return RunnerError.from_exception("a row", error)
     return error
-
-
-cdef int fill_options(bt_options *native, options, bint one_call_a_batch) except -1:
-    memset(native, 0, sizeof(bt_options))
-    native.max_batch_rows = options.max_batch_size
-    native.max_queue_rows = options.max_queue_rows
-    native.isolate_errors = options.isolate_errors
-    native.one_call_a_batch = one_call_a_batch
-    native.policy.rule = BT_RULE_LEARNED
-    native.policy.objective = BT_THROUGHPUT if options.objective == "throughput" else BT_LATENCY
-    native.policy.max_batch_rows = options.max_batch_size
-    native.policy.max_wait_ns = -1 if options.max_wait_ms is None else <int64_t>(options.max_wait_ms * NS_PER_MS)
-    sizes = options.allowed_batch_sizes or ()
-    native.policy.allowed_count = len(sizes)
-    for i, size in enumerate(sizes):
-        native.policy.allowed_rows[i] = size
-    return 0
-
-
-cdef dict statistics_dict(bt_statistics *native):
-    return {
-        "queued_calls": native.queued_calls,
-        "queued_rows": native.queued_rows,
-        "in_flight_batches": native.in_flight_batches,
-        "calls": native.calls,
-        "answered": native.answered,
-        "failed": native.failed,
-        "refused": native.refused,
-        "expired": native.expired,
-        "cancelled": native.cancelled,
-        "batches": native.batches,
-        "batch_rows": [native.batch_rows[i] for i in range(BT_BATCH_ROWS_BUCKETS)],
-        "release_reasons": {name: native.released[i] for i, name in enumerate(RELEASE_REASONS)},
-        "policy": {
-            "calibrated": bool(native.policy.calibrated),
-            "cost_base_ms": native.policy.cost_base_ns / NS_PER_MS,
-            "cost_row_ms": native.policy.cost_row_ns / NS_PER_MS,
-            "arrival_rate_hz": native.policy.arrival_rate_hz,
-            "return_fraction": native.policy.return_fraction,
-            "return_median_ms": native.policy.return_median_ns / NS_PER_MS,
-            "predicted_cost_ms": native.policy.predicted_cost_ns / NS_PER_MS,
-            "actual_cost_ms": native.policy.actual_cost_ns / NS_PER_MS,
-            "held": native.policy.held,
-            "held_ms": native.policy.held_ns / NS_PER_MS,
-        },
-    }

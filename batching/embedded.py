@@ -129,13 +129,25 @@ class _Ended:
         raise NotImplementedError
 
 
-class ThreadDriver(_Ended):
-    """Plain hooks, on as many threads as batches may run at once."""
+class _Threaded(_Ended):
+    """What the drivers with a thread of their own share."""
 
     def __init__(self, engine: Engine, hooks: Hooks) -> None:
         super().__init__(engine, hooks)
-        self._main = threading.Thread(target=self._run, name="batching-worker", daemon=True)
-        self._main.start()
+        self._thread = threading.Thread(target=self._run, name="batching-worker", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        """The whole life of the thread: `_setup`, batches, `_shutdown`."""
+        raise NotImplementedError
+
+    def _wait(self, timeout_s: float | None) -> bool:
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+
+class ThreadDriver(_Threaded):
+    """Plain hooks, on as many threads as batches may run at once."""
 
     def _run(self) -> None:
         engine = self.engine
@@ -171,18 +183,9 @@ class ThreadDriver(_Ended):
             engine.run(batch)
             del batch
 
-    def _wait(self, timeout_s: float | None) -> bool:
-        self._main.join(timeout_s)
-        return not self._main.is_alive()
 
-
-class LoopDriver(_Ended):
+class LoopDriver(_Threaded):
     """Hooks that are coroutine functions, on one event loop in a thread of its own."""
-
-    def __init__(self, engine: Engine, hooks: Hooks) -> None:
-        super().__init__(engine, hooks)
-        self._thread = threading.Thread(target=self._run, name="batching-loop", daemon=True)
-        self._thread.start()
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -228,10 +231,6 @@ class LoopDriver(_Ended):
             self.engine.fail(batch, error)
         else:
             self.engine.complete(batch, result)
-
-    def _wait(self, timeout_s: float | None) -> bool:
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
 
 
 class InlineDriver(_Ended):

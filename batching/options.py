@@ -7,9 +7,11 @@ import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["BatchOptions"]
+__all__ = ["BatchOptions", "scheduler_options"]
+
+_NS_PER_MS = 1e6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +98,18 @@ class BatchOptions:
                 f"got {sizes[-1]}"
             )
         return sizes
+
+
+def scheduler_options(options: BatchOptions) -> dict[str, Any]:
+    """The native scheduler's own words for them: rows and nanoseconds."""
+    return {
+        "max_batch_rows": options.max_batch_size,
+        "max_queue_rows": options.max_queue_rows,
+        "isolate_errors": options.isolate_errors,
+        "objective": options.objective,
+        "max_wait_ns": None if options.max_wait_ms is None else int(options.max_wait_ms * _NS_PER_MS),
+        "allowed_rows": tuple(options.allowed_batch_sizes or ()),
+    }
 
 
 def _positive_int(name: str, value: object) -> int:

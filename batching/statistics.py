@@ -8,6 +8,8 @@ from typing import Any
 
 __all__ = ["PolicyStatistics", "Statistics"]
 
+_NS_PER_MS = 1e6
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyStatistics:
@@ -89,8 +91,18 @@ class Statistics:
 
     @classmethod
     def from_numbers(cls, numbers: Mapping[str, Any]) -> Statistics:
-        """From an engine's dictionary of the same names."""
-        values = {field.name: numbers[field.name] for field in fields(cls)}
-        values["batch_rows"] = tuple(values["batch_rows"])
-        values["policy"] = PolicyStatistics(**values["policy"])
+        """From a scheduler's numbers, with ``groups`` and ``workers_ready`` beside them."""
+        values = {field.name: numbers[field.name] for field in fields(cls) if field.name in numbers}
+        values["batch_rows"] = tuple(numbers["batch_rows"])
+        values["release_reasons"] = numbers["released"]
+        values["policy"] = PolicyStatistics(
+            **{field.name: _learned(field.name, numbers["policy"]) for field in fields(PolicyStatistics)}
+        )
         return cls(**values)
+
+
+def _learned(name: str, numbers: Mapping[str, Any]) -> Any:
+    """One field of `PolicyStatistics`; the scheduler says in ns what is milliseconds here."""
+    if name.endswith("_ms"):
+        return numbers[f"{name.removesuffix('_ms')}_ns"] / _NS_PER_MS
+    return bool(numbers[name]) if name == "calibrated" else numbers[name]

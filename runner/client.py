@@ -21,7 +21,7 @@ from ..statistics import Statistics
 from .client_link import Link, Sent
 from .endpoints import allows_pickle, checked
 from .native import NativeLink, native_plane
-from .outcomes import Outcomes, prepare, statistics_of
+from .outcomes import Outcomes, prepare
 from .recipe import CallSignature, Plan
 
 __all__ = ["ClientEngine", "ConnectedItemRunner", "ConnectedRunner", "connect"]
@@ -83,7 +83,7 @@ class _Connected:
         """The numbers of the service, all its callers together. Raises ServiceUnreachable."""
         if self._closed:
             self._start()
-        return statistics_of(self._engine_of_close.link.statistics())
+        return Statistics.from_numbers(self._engine_of_close.link.statistics())
 
     def close(self) -> None:
         """Gives the handle up; calls that are out get their answers while other handles use

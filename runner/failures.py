@@ -10,7 +10,6 @@ Guarantees      1. the type's name, the message and the formatted traceback alwa
 from __future__ import annotations
 
 import pickle
-import traceback
 
 import cloudpickle  # type: ignore[import-untyped]
 
@@ -25,9 +24,8 @@ _NS_PER_MS = 1e6
 
 def model_failure(error: BaseException, hook: str, id_: int = 0) -> Failure:
     """What the runner's `hook` raised, as a record. Never raises."""
-    name = type(error).__name__
-    text = f"{hook} raised {name}: {_text(error)}"
-    return Failure(id_, Code.RUNNER_ERROR, text, name, _traceback(error), _cause(error))
+    own = errors.RunnerError.from_exception(hook, error)
+    return Failure(id_, Code.RUNNER_ERROR, str(own), own.type_name, own.traceback, _cause(error))
 
 
 def error_of(failure: Failure, *, allow_pickle: bool) -> errors.BatchingError:
@@ -79,20 +77,6 @@ def _cause(error: BaseException) -> bytes:
     except BaseException:
         return b""
     return blob if type(again).__name__ == type(error).__name__ else b""
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except BaseException as second:
-        return f"<the text of this {type(error).__name__} raised {type(second).__name__}>"
-
-
-def _traceback(error: BaseException) -> str:
-    try:
-        return "".join(traceback.format_exception(error))
-    except BaseException:
-        return "".join(traceback.format_tb(error.__traceback__))
 
 
 def _optional(number: int) -> int | None:

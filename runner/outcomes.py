@@ -11,17 +11,14 @@ from typing import Any
 from .._native.calls import Call, settle
 from ..errors import RunnerError
 from ..signature import Payload
-from ..statistics import Statistics
 from .buffers import contiguous
 from .encoding import from_encoded, to_encoded
 from .failures import error_of
 from .ledger import Part
 from .recipe import CallSignature
-from .wire import Buffer, Failure
+from .wire import Buffer, Code, Failure
 
-__all__ = ["Outcomes", "Outgoing", "prepare", "statistics_of"]
-
-_NS_PER_MS = 1_000_000
+__all__ = ["Outcomes", "Outgoing", "prepare"]
 
 
 class Outgoing:
@@ -67,7 +64,11 @@ class Outcomes:
             self._settled.append((out.call, value, None))
 
     def fail(self, out: Outgoing, failure: Failure) -> None:
-        self._settled.append((out.call, None, error_of(failure, allow_pickle=self._allow_pickle)))
+        if failure.code == Code.DEADLINE_EXCEEDED:  # only the caller's side knows what it was
+            error: BaseException = out.call.deadline_error()
+        else:
+            error = error_of(failure, allow_pickle=self._allow_pickle)
+        self._settled.append((out.call, None, error))
 
     def settle(self) -> None:
         if self._settled:
@@ -82,15 +83,3 @@ class Outcomes:
         return self._signature.decode_result(
             part.key, to_encoded(own), part.rows, allow_pickle=self._allow_pickle
         )
-
-
-def statistics_of(numbers: dict[str, Any]) -> Statistics:
-    """A scheduler's numbers by the names and units of `Statistics`."""
-    policy: dict[str, Any] = {}
-    for name, value in numbers["policy"].items():
-        if name.endswith("_ns"):
-            policy[name.removesuffix("_ns") + "_ms"] = value / _NS_PER_MS
-        else:
-            policy[name] = value
-    policy["calibrated"] = bool(policy["calibrated"])
-    return Statistics.from_numbers({**numbers, "release_reasons": numbers["released"], "policy": policy})

@@ -17,7 +17,7 @@ from typing import Any
 from .._native.calls import Call, Handle
 from .._native.scheduler import Scheduler
 from ..errors import DeadlineExceeded, RunnerClosed
-from ..options import BatchOptions
+from ..options import BatchOptions, scheduler_options
 from ..statistics import Statistics
 from .client import engine_on, new_link
 from .dispatcher import Dispatcher, Hooks
@@ -25,14 +25,12 @@ from .endpoints import PrivateDirectory, allows_pickle
 from .failures import error_of
 from .ledger import Entry, Part
 from .native import NativeDispatcher, native_plane
-from .outcomes import Outcomes, Outgoing, prepare, statistics_of
+from .outcomes import Outcomes, Outgoing, prepare
 from .recipe import CallSignature, described, pickled, signature_of
 from .supervisor import Death, Supervisor, WorkerPlan
 from .wire import Code, Failure
 
 __all__ = ["LocalEngine", "RunningService"]
-
-_NS_PER_MS = 1_000_000
 # For the handshake of a fork's child with its parent's service.
 _FORK_TIMEOUT_S = 5.0
 
@@ -97,7 +95,7 @@ class RunningService(Hooks):
         )
 
     def statistics(self) -> Statistics:
-        return statistics_of(self._dispatcher.statistics())
+        return Statistics.from_numbers(self._dispatcher.statistics())
 
     # In the dispatcher's thread:
 
@@ -172,7 +170,7 @@ class ForkedService:
         raise RunnerClosed("the options belong to the process that started the service")
 
     def statistics(self) -> Statistics:
-        return statistics_of(self._link.statistics())
+        return Statistics.from_numbers(self._link.statistics())
 
     def stop(self, timeout_s: float | None) -> None:
         """Ends the child's own connection, and nothing else."""
@@ -242,18 +240,6 @@ def _start_error(death: Death) -> Exception:
     if "start_timeout_s" in str(error):
         return DeadlineExceeded(str(error))
     return error
-
-
-def scheduler_options(options: BatchOptions) -> dict[str, Any]:
-    """The scheduler's own words for the options."""
-    return {
-        "max_batch_rows": options.max_batch_size,
-        "max_queue_rows": options.max_queue_rows,
-        "isolate_errors": options.isolate_errors,
-        "objective": options.objective,
-        "max_wait_ns": None if options.max_wait_ms is None else int(options.max_wait_ms * _NS_PER_MS),
-        "allowed_rows": tuple(options.allowed_batch_sizes or ()),
-    }
 
 
 def _scheduler(options: BatchOptions, *, batches: bool) -> Scheduler:

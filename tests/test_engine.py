@@ -704,7 +704,7 @@ def test_async_with_closes_without_blocking_the_loop():
 def test_a_runner_that_nobody_refers_to_takes_its_thread_with_it():
     runner = models.Echo()
     assert runner.run(1) == 1
-    thread = runner._bound().driver._main
+    thread = runner._bound().driver._thread
     gone = weakref.ref(runner)
     del runner
     gc.collect()
