@@ -14,7 +14,7 @@ __all__ = ["from_encoded", "to_encoded"]
 
 def from_encoded(buffers: Sequence[Fixed | Var]) -> list[Buffer]:
     return [
-        Buffer(VAR, _chunks(buffer.data), memoryview(buffer.lengths))
+        Buffer(VAR, _chunks(buffer.data), memoryview(buffer.lengths).cast("B").cast("I"))
         if isinstance(buffer, Var)
         else Buffer(buffer.row_bytes, _chunks(buffer.data))
         for buffer in buffers
