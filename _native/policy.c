@@ -1,55 +1,140 @@
-/* Stand-in until the learned policy is there: greedy, or a fixed window. */
 #include "policy.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "arrivals.h"
+#include "cost.h"
+#include "sizing.h"
+#include "waiting.h"
+
+/* How often the long run is judged anew: at every completion at first, then now and then. */
+#define PLAN_ALWAYS 64
+#define PLAN_EVERY 8
+/* How many batches' time the load is averaged over. */
+#define LOAD_BATCHES 16.0
+/* Before a deadline a batch is released so much earlier than it would have to be: timers are late. */
+#define SLACK_NS 50000
+#define SLACK_SHARE 16
+
 struct bt_policy {
     bt_policy_options options;
+    bt_cost cost;
+    bt_arrivals arrivals;
+    bt_flight flights[BT_FLIGHTS];
+    int flight_count;
+    int64_t in_flight_rows;
+    int64_t total_slots;   /* as of the last question */
+    int64_t completed_ns;  /* the last completion of any group */
+    int64_t completions;
+    double busy_share;     /* of one slot's time, recent */
+    double rows_per_ns;    /* answered, recent */
+    bt_policy_statistics seen;
 };
+
+static double cost_of(const void *policy, double rows) {
+    const bt_policy *p = policy;
+    return bt_cost_mean(&p->cost, bt_policy_padded_rows(p, (int64_t)(rows + 0.5)));
+}
+
+static bt_costs costs_of(const bt_policy *p) {
+    return (bt_costs){.model = &p->cost, .of = cost_of, .policy = p};
+}
 
 bt_policy *bt_policy_new(const bt_policy_options *options) {
     bt_policy *p = calloc(1, sizeof *p);
-    if (p) p->options = *options;
+    if (!p) return NULL;
+    p->options = *options;
+    p->total_slots = 1;
+    bt_cost_init(&p->cost);
+    bt_arrivals_init(&p->arrivals);
     return p;
 }
 
-void bt_policy_free(bt_policy *p) { free(p); }
+void bt_policy_free(bt_policy *p) {
+    free(p);
+}
 
-void bt_policy_set_options(bt_policy *p, const bt_policy_options *options) { p->options = *options; }
+void bt_policy_set_options(bt_policy *p, const bt_policy_options *options) {
+    p->options = *options;
+}
+
+/* ---- events ------------------------------------------------------------------------ */
 
 void bt_policy_arrived(bt_policy *p, int64_t now_ns, uint64_t group, uint64_t client, int64_t rows) {
-    (void)p, (void)now_ns, (void)group, (void)client, (void)rows;
+    (void)client, (void)rows;
+    bt_crowd *c = bt_arrivals_follow(&p->arrivals, group);
+    if (c) bt_arrivals_arrived(&p->arrivals, c, now_ns);
 }
 
 void bt_policy_left(bt_policy *p, int64_t now_ns, uint64_t group, int64_t rows) {
-    (void)p, (void)now_ns, (void)group, (void)rows;
+    (void)now_ns, (void)rows;
+    bt_crowd *c = bt_arrivals_find(&p->arrivals, group);
+    if (c) bt_arrivals_left(c);
 }
 
 void bt_policy_started(bt_policy *p, int64_t now_ns, uint64_t group, int64_t calls, int64_t rows,
                        int64_t padded_rows, bt_release reason) {
-    (void)p, (void)now_ns, (void)group, (void)calls, (void)rows, (void)padded_rows, (void)reason;
+    (void)reason;
+    p->in_flight_rows += rows;
+    if (p->flight_count < BT_FLIGHTS) {
+        int64_t mean_ns = (int64_t)bt_cost_mean(&p->cost, padded_rows);
+        p->flights[p->flight_count++] = (bt_flight){group, now_ns, now_ns + mean_ns, calls, rows, mean_ns};
+    }
+    bt_crowd *c = bt_arrivals_find(&p->arrivals, group);
+    if (!c) return;
+    c->batches++;
+    if (!c->held_since_ns) return;
+    p->seen.held++;
+    p->seen.held_ns += now_ns - c->held_since_ns;
+    c->held_since_ns = 0;
+}
+
+/* Takes the flight that this batch was out of the table; its predicted cost, 0 if it is not known. */
+static int64_t land(bt_policy *p, uint64_t group, int64_t start_ns, int64_t rows) {
+    for (int i = 0; i < p->flight_count; i++) {
+        bt_flight *f = &p->flights[i];
+        if (f->start_ns != start_ns || f->rows != rows || f->group != group) continue;
+        int64_t mean_ns = f->mean_ns;
+        *f = p->flights[--p->flight_count];
+        return mean_ns;
+    }
+    return 0;
+}
+
+static void learn_load(bt_policy *p, int64_t now_ns, int64_t rows, int64_t took_ns) {
+    double span_ns = (double)(now_ns - p->completed_ns), took = fmax(1.0, (double)took_ns);
+    p->completed_ns = now_ns;
+    if (p->completions++ == 0 || span_ns <= 0.0) return;
+    double news = span_ns / (span_ns + LOAD_BATCHES * took);
+    p->busy_share += news * (fmin(1.0, took / span_ns) - p->busy_share);
+    p->rows_per_ns += news * ((double)rows / span_ns - p->rows_per_ns);
 }
 
 void bt_policy_finished(bt_policy *p, int64_t now_ns, uint64_t group, int64_t answered, int64_t rows,
                         int64_t padded_rows, int64_t took_ns, int ok) {
-    (void)p, (void)now_ns, (void)group, (void)answered, (void)rows, (void)padded_rows, (void)took_ns, (void)ok;
+    int64_t predicted_ns = land(p, group, now_ns - took_ns, rows);
+    p->in_flight_rows = p->in_flight_rows > rows ? p->in_flight_rows - rows : 0;
+    learn_load(p, now_ns, rows, took_ns);
+    if (ok) {
+        if (predicted_ns > 0) {
+            p->seen.predicted_cost_ns += (double)predicted_ns;
+            p->seen.actual_cost_ns += (double)took_ns;
+        }
+        bt_cost_learn(&p->cost, padded_rows, (double)took_ns);
+    }
+    bt_crowd *c = bt_arrivals_find(&p->arrivals, group);
+    if (!c) return;
+    if (c->batches > 0) c->batches--;
+    bt_arrivals_completed(&p->arrivals, c, now_ns, answered);
+    if (c->completions < PLAN_ALWAYS || c->completions % PLAN_EVERY == 0) {
+        bt_costs costs = costs_of(p);
+        bt_wait_plan(&p->arrivals, c, &costs, p->total_slots);
+    }
 }
 
-int64_t bt_policy_cost_ns(const bt_policy *p, int64_t rows) {
-    (void)p, (void)rows;
-    return 0;
-}
-
-int64_t bt_policy_cost_high_ns(const bt_policy *p, int64_t rows) {
-    (void)p, (void)rows;
-    return 0;
-}
-
-int bt_policy_calibrated(const bt_policy *p) {
-    (void)p;
-    return 0;
-}
+/* ---- costs --------------------------------------------------------------------------- */
 
 int64_t bt_policy_padded_rows(const bt_policy *p, int64_t rows) {
     for (int64_t i = 0; i < p->options.allowed_count; i++) {
@@ -58,12 +143,27 @@ int64_t bt_policy_padded_rows(const bt_policy *p, int64_t rows) {
     return rows;
 }
 
-bt_hold bt_policy_hold(bt_policy *p, int64_t now_ns, const bt_view *view) {
+int64_t bt_policy_cost_ns(const bt_policy *p, int64_t rows) {
+    return (int64_t)bt_cost_mean(&p->cost, bt_policy_padded_rows(p, rows));
+}
+
+int64_t bt_policy_cost_high_ns(const bt_policy *p, int64_t rows) {
+    return (int64_t)bt_cost_high(&p->cost, bt_policy_padded_rows(p, rows));
+}
+
+int bt_policy_calibrated(const bt_policy *p) {
+    return p->cost.two_sizes;
+}
+
+/* ---- the decision ---------------------------------------------------------------------- */
+
+static bt_hold release(int64_t now_ns, int64_t rows, bt_release reason) {
+    return (bt_hold){.hold_until_ns = now_ns, .take_rows = rows, .reason = reason};
+}
+
+static bt_hold fixed_window(const bt_policy *p, int64_t now_ns, const bt_view *view) {
     const bt_policy_options *o = &p->options;
-    int64_t full = o->max_batch_rows;
-    if (o->rule == BT_RULE_FIXED && o->fixed_rows < full) full = o->fixed_rows;
-    if (view->queued_rows >= full) return (bt_hold){now_ns, o->max_batch_rows, BT_RELEASE_FULL};
-    if (o->rule != BT_RULE_FIXED) return (bt_hold){now_ns, o->max_batch_rows, BT_RELEASE_WORKER_FREE};
+    if (view->queued_rows >= o->fixed_rows) return release(now_ns, o->max_batch_rows, BT_RELEASE_FULL);
     int64_t wait_ns = o->fixed_wait_ns;
     if (o->max_wait_ns >= 0 && o->max_wait_ns < wait_ns) wait_ns = o->max_wait_ns;
     int64_t oldest_ns = view->oldest_arrival_ns;
@@ -71,12 +171,115 @@ bt_hold bt_policy_hold(bt_policy *p, int64_t now_ns, const bt_view *view) {
     return (bt_hold){until_ns, o->max_batch_rows, BT_RELEASE_CAP};
 }
 
+/* Calls that were cancelled or expired while they ran are not reported: what is queued and in
+ * flight is the truth. */
+static void take_stock(const bt_policy *p, bt_crowd *c, int64_t queued_calls) {
+    int64_t inside = queued_calls;
+    for (int i = 0; i < p->flight_count; i++)
+        if (p->flights[i].group == c->group) inside += p->flights[i].calls;
+    c->inside = inside;
+    if (c->population < (double)inside) c->population = (double)inside;
+}
+
+/* The latest release that still meets the tightest deadline. */
+static int64_t latest_release_ns(const bt_policy *p, const bt_view *view) {
+    if (view->tightest_deadline_ns == INT64_MAX) return INT64_MAX;
+    int64_t cost_ns = bt_policy_cost_high_ns(p, view->queued_rows);
+    return view->tightest_deadline_ns - cost_ns - cost_ns / SLACK_SHARE - SLACK_NS;
+}
+
+/* How long the rule would wait if nothing forbade it. */
+static int64_t wanted_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_view *view, int64_t latest_ns) {
+    const bt_policy_options *o = &p->options;
+    if (o->objective == BT_THROUGHPUT && latest_ns != INT64_MAX) return latest_ns;
+    if (o->objective == BT_THROUGHPUT && o->max_wait_ns >= 0) return INT64_MAX;
+    bt_arrivals_advance(&p->arrivals, c, now_ns);
+    double calls = (double)view->queued_calls, rows = fmax(1.0, (double)view->queued_rows);
+    bt_moment m = {
+        .now_ns = now_ns,
+        .oldest_ns = view->oldest_arrival_ns,
+        .newest_ns = view->newest_arrival_ns,
+        .calls = calls,
+        .rows = rows,
+        .others = (double)(view->queued_rows_all - view->queued_rows) * calls / rows,
+        .room_rows = (double)o->max_batch_rows - rows,
+        .idle_slots = view->idle_slots,
+        .total_slots = view->total_slots,
+        .busy_share = p->busy_share,
+    };
+    bt_costs costs = costs_of(p);
+    return bt_wait_decide(&p->arrivals, c, &costs, &m);
+}
+
+/* Why a batch is released that the rule does not want to hold. */
+static bt_release reason_of(const bt_policy *p, const bt_crowd *c) {
+    if (bt_arrivals_missing(c) <= 0.0 && c->population > 1.5 && bt_arrivals_belief(&p->arrivals) > 0.5) {
+        return BT_RELEASE_EVERYONE_HERE;
+    }
+    return c->held_since_ns ? BT_RELEASE_HOLD_EXPIRED : BT_RELEASE_WORKER_FREE;
+}
+
+static int64_t rows_to_take(const bt_policy *p, int64_t now_ns, const bt_view *view) {
+    int64_t most = p->options.max_batch_rows;
+    bt_load load = {
+        .rows = view->queued_rows < most ? view->queued_rows : most,
+        .rows_all = view->queued_rows_all + p->in_flight_rows,
+        .idle_slots = view->idle_slots,
+        .total_slots = view->total_slots,
+        .busy_share = p->busy_share,
+        .rows_per_ns = p->rows_per_ns,
+        .allowed = p->options.allowed_rows,
+        .allowed_count = p->options.allowed_count,
+    };
+    bt_costs costs = costs_of(p);
+    int64_t rows = bt_size_decide(&costs, &load, p->flights, p->flight_count, now_ns);
+    return rows < load.rows ? rows : most;
+}
+
+bt_hold bt_policy_hold(bt_policy *p, int64_t now_ns, const bt_view *view) {
+    const bt_policy_options *o = &p->options;
+    p->total_slots = view->total_slots > 0 ? view->total_slots : 1;
+    if (o->rule == BT_RULE_FIXED) return fixed_window(p, now_ns, view);
+    int full = view->queued_rows >= o->max_batch_rows;
+    if (o->rule == BT_RULE_GREEDY) {
+        return release(now_ns, o->max_batch_rows, full ? BT_RELEASE_FULL : BT_RELEASE_WORKER_FREE);
+    }
+    if (full) return release(now_ns, rows_to_take(p, now_ns, view), BT_RELEASE_FULL);
+    bt_crowd *c = bt_arrivals_find(&p->arrivals, view->group);
+    if (!c || p->cost.batches == 0) return release(now_ns, o->max_batch_rows, BT_RELEASE_WORKER_FREE);
+    take_stock(p, c, view->queued_calls);
+    int64_t latest_ns = latest_release_ns(p, view);
+    int64_t until_ns = wanted_ns(p, c, now_ns, view, latest_ns);
+    int64_t cap_ns = o->max_wait_ns < 0 || view->oldest_arrival_ns > INT64_MAX - o->max_wait_ns
+                         ? INT64_MAX
+                         : view->oldest_arrival_ns + o->max_wait_ns;
+    bt_release reason = reason_of(p, c);
+    if (until_ns > now_ns || until_ns == latest_ns) {
+        if (cap_ns < until_ns) until_ns = cap_ns, reason = BT_RELEASE_CAP;
+        if (latest_ns <= until_ns) until_ns = latest_ns, reason = BT_RELEASE_BUDGET;
+        if (until_ns > now_ns) {
+            if (!c->held_since_ns) c->held_since_ns = now_ns;
+            return (bt_hold){until_ns, o->max_batch_rows, reason};
+        }
+    }
+    return release(now_ns, rows_to_take(p, now_ns, view), reason);
+}
+
+/* ---- what was learned ------------------------------------------------------------------------ */
+
 void bt_policy_get_statistics(const bt_policy *p, bt_policy_statistics *out) {
-    (void)p;
-    memset(out, 0, sizeof *out);
+    *out = p->seen;
+    out->calibrated = p->cost.two_sizes;
+    out->cost_base_ns = p->cost.base_ns;
+    out->cost_row_ns = p->cost.row_ns;
+    out->arrival_rate_hz = p->rows_per_ns * 1e9;
+    out->return_fraction = bt_wait_returns(&p->arrivals, &out->return_median_ns);
 }
 
 const char *bt_policy_check(const bt_policy *p) {
-    (void)p;
-    return NULL;
+    const char *broken = bt_cost_check(&p->cost);
+    if (!broken) broken = bt_arrivals_check(&p->arrivals);
+    if (!broken && (p->flight_count < 0 || p->flight_count > BT_FLIGHTS)) broken = "the flights fit their table";
+    if (!broken && !(p->busy_share >= 0.0 && p->busy_share <= 1.0)) broken = "a share is between 0 and 1";
+    return broken;
 }

@@ -1,0 +1,177 @@
+#include "arrivals.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <string.h>
+
+/* Forgetting. A completion is worth as many returns as its batch had callers. */
+#define RETURNS_FADE (1.0f + 1.0f / 128.0f)
+#define GAPS_FADE (1.0f + 1.0f / 256.0f)
+#define UNIT_LIMIT 1e12f
+/* What the population loses of its excess over the last peak with each completion. */
+#define POPULATION_FADE 0.25
+/* The evidence forgets within so many arrivals. One arrival says so much at most, and the
+ * returns model, which needs a few batches to learn what the gaps model learns within one, is
+ * never ruled out further than so. */
+#define EVIDENCE_KEEP (1.0 - 1.0 / 128.0)
+#define NEWS_LIMIT 3.0
+#define EVIDENCE_FLOOR (-4.0)
+/* Under either model a call may come out of the blue: once in ten seconds. */
+#define BLUE_HZ_NS 1e-10
+
+/* ---- time in bins ------------------------------------------------------ */
+
+int bt_bin_of(int64_t time_ns) {
+    if (time_ns < 1024) return 0;
+    uint64_t quarters = (uint64_t)time_ns >> 8;
+    int octave = 63 - __builtin_clzll(quarters); /* >= 2 */
+    int bin = (octave - 2) * 4 + (int)((quarters >> (octave - 2)) & 3) + 1;
+    return bin < BT_BINS ? bin : BT_BINS - 1;
+}
+
+int64_t bt_bin_start_ns(int bin) {
+    if (bin <= 0) return 0;
+    return (int64_t)(4 + (bin - 1) % 4) << ((bin - 1) / 4 + 8);
+}
+
+static double bin_width_ns(int bin) {
+    return (double)(bt_bin_start_ns(bin + 1) - bt_bin_start_ns(bin));
+}
+
+/* ---- hazards ------------------------------------------------------------- */
+
+/* One who did not come is presumed in every bin, so that little evidence is no evidence. */
+double bt_hazard_share(const bt_hazard *h, int bin) {
+    return (double)(h->came[bin] / (h->at_risk[bin] + h->unit));
+}
+
+static void fade(bt_hazard *h, float factor) {
+    h->unit *= factor;
+    if (h->unit < UNIT_LIMIT) return;
+    for (int i = 0; i < BT_BINS; i++) {
+        h->came[i] /= UNIT_LIMIT;
+        h->at_risk[i] /= UNIT_LIMIT;
+    }
+    h->unit /= UNIT_LIMIT;
+}
+
+/* ---- crowds --------------------------------------------------------------- */
+
+void bt_arrivals_init(bt_arrivals *a) {
+    memset(a, 0, sizeof *a);
+    a->returns.unit = 1.0f;
+    a->gaps.unit = 1.0f;
+    a->last = &a->crowds[0];
+}
+
+bt_crowd *bt_arrivals_find(bt_arrivals *a, uint64_t group) {
+    if (a->last->group == group && a->last->arrivals > 0) return a->last;
+    for (int i = 0; i < BT_CROWDS; i++) {
+        bt_crowd *c = &a->crowds[i];
+        if (c->group == group && c->arrivals > 0) return a->last = c;
+    }
+    return NULL;
+}
+
+bt_crowd *bt_arrivals_follow(bt_arrivals *a, uint64_t group) {
+    bt_crowd *found = bt_arrivals_find(a, group);
+    if (found) return found;
+    for (int i = 0; i < BT_CROWDS; i++) {
+        bt_crowd *c = &a->crowds[i];
+        if (c->arrivals > 0 && (c->inside > 0 || c->batches > 0)) continue;
+        if (!found || c->arrivals == 0 || c->arrived_ns < found->arrived_ns) found = c;
+        if (c->arrivals == 0) break;
+    }
+    if (!found) return NULL;
+    *found = (bt_crowd){.group = group};
+    return a->last = found;
+}
+
+double bt_arrivals_missing(const bt_crowd *c) {
+    double missing = c->population - (double)c->inside;
+    return missing > 0.5 ? missing : 0.0;
+}
+
+/* ---- events ------------------------------------------------------------------ */
+
+void bt_arrivals_advance(bt_arrivals *a, bt_crowd *c, int64_t now_ns) {
+    if (c->completions > 0) {
+        int bin = bt_bin_of(now_ns - c->completed_ns);
+        float missing = (float)bt_arrivals_missing(c), risk = missing * a->returns.unit;
+        while (c->return_bin < bin) {
+            c->returns_survival -= missing * (float)bt_hazard_share(&a->returns, c->return_bin);
+            a->returns.at_risk[++c->return_bin] += risk;
+        }
+    }
+    if (c->arrivals > 0) {
+        int bin = bt_bin_of(now_ns - c->arrived_ns);
+        while (c->gap_bin < bin) {
+            c->gaps_survival -= (float)bt_hazard_share(&a->gaps, c->gap_bin);
+            a->gaps.at_risk[++c->gap_bin] += a->gaps.unit;
+        }
+    }
+}
+
+/* Which model had foreseen this arrival better: the likelihood is the hazard now times the
+ * survival up to now. */
+static void judge(bt_arrivals *a, const bt_crowd *c, double missing) {
+    double by_return = missing * bt_hazard_share(&a->returns, c->return_bin) / bin_width_ns(c->return_bin);
+    double by_gap = bt_hazard_share(&a->gaps, c->gap_bin) / bin_width_ns(c->gap_bin);
+    double news = (double)logf((float)((by_return + BLUE_HZ_NS) / (by_gap + BLUE_HZ_NS)));
+    news += (double)(c->returns_survival - c->gaps_survival);
+    if (news > NEWS_LIMIT) news = NEWS_LIMIT;
+    if (news < -NEWS_LIMIT) news = -NEWS_LIMIT;
+    a->evidence = EVIDENCE_KEEP * a->evidence + news;
+    if (a->evidence < EVIDENCE_FLOOR) a->evidence = EVIDENCE_FLOOR;
+}
+
+void bt_arrivals_arrived(bt_arrivals *a, bt_crowd *c, int64_t now_ns) {
+    bt_arrivals_advance(a, c, now_ns);
+    double missing = bt_arrivals_missing(c);
+    /* Calls of one instant were made together: they say nothing about either model. */
+    if (c->completions > 0 && now_ns > c->arrived_ns) judge(a, c, missing);
+    if (c->arrivals > 0) a->gaps.came[c->gap_bin] += a->gaps.unit;
+    if (c->completions > 0 && missing > 0.0) a->returns.came[c->return_bin] += a->returns.unit;
+    c->returns_survival = c->gaps_survival = 0.0f;
+    fade(&a->gaps, GAPS_FADE);
+    c->arrived_ns = now_ns;
+    c->gap_bin = 0;
+    a->gaps.at_risk[0] += a->gaps.unit;
+    c->arrivals++;
+    c->inside++;
+    if (c->inside > c->peak) c->peak = c->inside;
+    if ((double)c->inside > c->population) c->population = (double)c->inside;
+}
+
+void bt_arrivals_left(bt_crowd *c) {
+    if (c->inside > 0) c->inside--;
+}
+
+void bt_arrivals_completed(bt_arrivals *a, bt_crowd *c, int64_t now_ns, int64_t answered) {
+    bt_arrivals_advance(a, c, now_ns);
+    fade(&a->returns, RETURNS_FADE);
+    c->population -= POPULATION_FADE * (c->population - (double)c->peak);
+    c->inside = c->inside > answered ? c->inside - answered : 0;
+    c->peak = c->inside;
+    c->completed_ns = now_ns;
+    c->completions++;
+    c->return_bin = 0;
+    a->returns.at_risk[0] += (float)bt_arrivals_missing(c) * a->returns.unit;
+}
+
+double bt_arrivals_belief(const bt_arrivals *a) {
+    return a->evidence > 20.0 ? 1.0 : 1.0 / (1.0 + exp(-a->evidence));
+}
+
+const char *bt_arrivals_check(const bt_arrivals *a) {
+    for (int i = 0; i < BT_BINS; i++) {
+        if (!(a->returns.came[i] >= 0.0f) || !(a->gaps.came[i] >= 0.0f)) return "a count of arrivals is not negative";
+    }
+    for (int i = 0; i < BT_CROWDS; i++) {
+        const bt_crowd *c = &a->crowds[i];
+        if (c->inside < 0 || c->batches < 0) return "nobody is inside less than not at all";
+        if (c->population + 0.5 < (double)c->inside) return "the population holds everybody who is inside";
+        if (c->return_bin < 0 || c->return_bin >= BT_BINS) return "a bin is one of the bins";
+    }
+    return NULL;
+}

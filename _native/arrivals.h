@@ -1,0 +1,80 @@
+/* Who is about to call: two models of the arrivals, and how far each is to be
+ * believed against the other.
+ *
+ *   returns  Callers come back. Of a group's callers so many are out (the most
+ *            that were inside at once, less those inside now), and each comes
+ *            back with a learned hazard of the time since the last completion.
+ *   gaps     Calls come in runs. The next call comes with a learned hazard of
+ *            the time since the last one; a Poisson stream is a flat hazard.
+ *
+ * Both learn from every arrival, also while all workers are busy, and forget on
+ * a scale of hundreds of events. Owned by the policy: no clock, no allocation.
+ */
+#ifndef BT_ARRIVALS_H
+#define BT_ARRIVALS_H
+
+#include <stdint.h>
+
+#define BT_BINS 112  /* of time: bin 0 is below 1.024 us, then 4 an octave */
+#define BT_CROWDS 32 /* groups that are followed at once; others are served without waiting */
+
+/* Of those at risk when a bin of time began, how many came within it. */
+typedef struct {
+    float came[BT_BINS];
+    float at_risk[BT_BINS];
+    float unit; /* the weight of an event now: it grows, so that old events fade */
+} bt_hazard;
+
+/* The callers of one group. */
+typedef struct {
+    uint64_t group;
+    int64_t inside;         /* calls queued or running */
+    int64_t peak;           /* most inside since the last completion */
+    double population;      /* most inside at once, fading */
+    int64_t batches;        /* in flight */
+    int64_t completed_ns;   /* the last completion */
+    int64_t arrived_ns;     /* the last arrival */
+    int64_t completions;    /* 0: completed_ns says nothing */
+    int64_t arrivals;       /* 0: the place in the table is free */
+    int return_bin;         /* bins that have been counted since each */
+    int gap_bin;
+    float returns_survival; /* log of: no arrival since the last one, by each model */
+    float gaps_survival;
+    int worth_waiting;      /* in the long run, by bt_wait_plan */
+    int64_t held_since_ns;  /* 0: no batch is held open */
+} bt_crowd;
+
+typedef struct {
+    bt_hazard returns;
+    bt_hazard gaps;
+    double evidence; /* log likelihood of returns less that of gaps, fading */
+    bt_crowd *last;  /* the crowd looked up last */
+    bt_crowd crowds[BT_CROWDS];
+} bt_arrivals;
+
+void bt_arrivals_init(bt_arrivals *a);
+/* The crowd of a group; NULL when it is not followed. */
+bt_crowd *bt_arrivals_find(bt_arrivals *a, uint64_t group);
+/* The same, but a group that is new takes a free place, or that of an idle group. */
+bt_crowd *bt_arrivals_follow(bt_arrivals *a, uint64_t group);
+
+void bt_arrivals_arrived(bt_arrivals *a, bt_crowd *c, int64_t now_ns);
+void bt_arrivals_left(bt_crowd *c);
+void bt_arrivals_completed(bt_arrivals *a, bt_crowd *c, int64_t now_ns, int64_t answered);
+/* Counts the time up to now, in which nobody came. */
+void bt_arrivals_advance(bt_arrivals *a, bt_crowd *c, int64_t now_ns);
+
+/* Callers that are out and may come back. */
+double bt_arrivals_missing(const bt_crowd *c);
+/* How far `returns` is to be believed against `gaps`: 0 to 1. */
+double bt_arrivals_belief(const bt_arrivals *a);
+/* Share of those at risk that come within a bin, 0 to below 1. */
+double bt_hazard_share(const bt_hazard *h, int bin);
+
+int bt_bin_of(int64_t time_ns);
+int64_t bt_bin_start_ns(int bin);
+
+/* NULL if every invariant holds, else the sentence that does not. */
+const char *bt_arrivals_check(const bt_arrivals *a);
+
+#endif

@@ -1,0 +1,48 @@
+/* The cost model: how long a batch of n rows takes, learned from finished batches.
+ *
+ * A line a*n + b, fitted to rows (padding included), carries what is known from
+ * one size to another; a table of sizes carries what a line cannot say (steps,
+ * padding inside the model). Owned by the policy; no allocation, no clock.
+ */
+#ifndef BT_COST_H
+#define BT_COST_H
+
+#include <stdint.h>
+
+#define BT_COST_EXACT 128 /* sizes up to this have an entry each, beyond: 16 an octave */
+#define BT_COST_SLOTS (BT_COST_EXACT + 1 + 16 * 25)
+
+typedef struct {
+    float mean_ns;  /* decayed mean of what batches of this size took */
+    float weight;   /* how many batches that mean stands for, decayed */
+    int64_t seen_at; /* number of the batch that touched it last: decay is applied on reading */
+} bt_cost_slot;
+
+typedef struct {
+    int64_t batches;     /* that counted */
+    double mean_rows;    /* decayed means of the two axes of the line */
+    double mean_ns;
+    double mean_weight;  /* batches behind them, grows to the memory's length */
+    double var_rows;     /* decayed spread, and its product with the time: the slope */
+    double cov_rows_ns;
+    double row_ns;       /* a */
+    double base_ns;      /* b */
+    double noise;        /* mean absolute deviation, as a share of the prediction */
+    double high;         /* upper quantile, as a multiple of the mean */
+    int64_t first_rows;  /* the one size seen, until a second is */
+    int two_sizes;
+    int strays;          /* batches in a row that were far off on the same side; sign is the side */
+    double stray_ratio;  /* geometric middle of them: what a change of regime is scaled by */
+    bt_cost_slot table[BT_COST_SLOTS];
+} bt_cost;
+
+void bt_cost_init(bt_cost *c);
+/* A batch of `rows` rows took `took_ns`. */
+void bt_cost_learn(bt_cost *c, int64_t rows, double took_ns);
+/* Nanoseconds of a batch of `rows` rows; 0 when nothing is known. */
+double bt_cost_mean(const bt_cost *c, int64_t rows);
+double bt_cost_high(const bt_cost *c, int64_t rows);
+/* NULL if every invariant holds, else the sentence that does not. */
+const char *bt_cost_check(const bt_cost *c);
+
+#endif
