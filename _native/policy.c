@@ -151,8 +151,10 @@ int64_t bt_policy_cost_high_ns(const bt_policy *p, int64_t rows) {
     return (int64_t)bt_cost_high(&p->cost, bt_policy_padded_rows(p, rows));
 }
 
+/* The baselines are release thresholds and nothing else: under them nobody is refused, or dropped
+ * before its deadline, because of what a batch is predicted to cost. */
 int bt_policy_calibrated(const bt_policy *p) {
-    return p->cost.two_sizes;
+    return p->options.rule == BT_RULE_LEARNED && p->cost.two_sizes;
 }
 
 /* ---- the decision ---------------------------------------------------------------------- */
@@ -163,7 +165,8 @@ static bt_hold release(int64_t now_ns, int64_t rows, bt_release reason) {
 
 static bt_hold fixed_window(const bt_policy *p, int64_t now_ns, const bt_view *view) {
     const bt_policy_options *o = &p->options;
-    if (view->queued_rows >= o->fixed_rows) return release(now_ns, o->max_batch_rows, BT_RELEASE_FULL);
+    int64_t full_rows = o->fixed_rows < o->max_batch_rows ? o->fixed_rows : o->max_batch_rows;
+    if (view->queued_rows >= full_rows) return release(now_ns, o->max_batch_rows, BT_RELEASE_FULL);
     int64_t wait_ns = o->fixed_wait_ns;
     if (o->max_wait_ns >= 0 && o->max_wait_ns < wait_ns) wait_ns = o->max_wait_ns;
     int64_t oldest_ns = view->oldest_arrival_ns;

@@ -105,6 +105,7 @@ int64_t bt_policy_cost_ns(const bt_policy *p, int64_t rows);
 int64_t bt_policy_cost_high_ns(const bt_policy *p, int64_t rows);
 /* Rows that the model is given for `rows` rows: the next allowed size. */
 int64_t bt_policy_padded_rows(const bt_policy *p, int64_t rows);
+/* Two sizes have been seen, and the rule is the learned one: predictions may refuse calls. */
 int bt_policy_calibrated(const bt_policy *p);
 /* Hold these rows, or release them, and how many. Called with an idle slot. */
 bt_hold bt_policy_hold(bt_policy *p, int64_t now_ns, const bt_view *view);
