@@ -11,7 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from batching.errors import InvalidPayload
-from batching.payloads.canonical import freeze, thaw
+from batching.payloads.canonical import dumps, freeze, thaw
 from batching.payloads.padding import Pad, Padded, RaggedKind
 
 __all__ = ["Binding", "Plan", "Slot"]
@@ -198,10 +198,16 @@ class Binding:
             raise InvalidPayload(f"not a description of arguments: {str(description)[:80]}") from error
 
     def _frozen_default(self, parameter: inspect.Parameter) -> Hashable:
-        """A static argument's default itself; of a batched one only that there is one."""
+        """A static argument's default itself; of a batched one only that there is one. A default
+        that cannot leave this process makes its argument a required one in others."""
         if parameter.default is _Parameter.empty:
             return None
-        return freeze(parameter.default if parameter.name in self._static_args else None)
+        frozen = freeze(parameter.default if parameter.name in self._static_args else None)
+        try:
+            dumps(frozen)
+        except InvalidPayload:
+            return None
+        return frozen
 
 
 def _default(frozen: Any, allow_pickle: bool) -> Any:

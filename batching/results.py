@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -160,9 +159,7 @@ def _portable_error(error: Exception, allow_pickle: bool) -> Exception:
         else:
             if type(twin) is type(error):
                 return error
-    name = type(error).__name__
-    trace = "".join(traceback.format_exception(error))
-    return RunnerError(f"_run_batch returned {name}: {error}", name, str(error), trace)
+    return RunnerError.from_exception("_run_batch", error)
 
 
 def _copied(error: Exception) -> Exception:

@@ -15,7 +15,6 @@ Threads         every method may be called from any thread at any time.
 from __future__ import annotations
 
 import inspect
-import traceback
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -211,7 +210,7 @@ class Signature:
         try:
             buckets = {freeze(_hashable(self._group_by(kind.item(batch, row)))) for row in range(rows)}
         except Exception as error:
-            raise _runner_error("group_by", error) from error
+            raise RunnerError.from_exception("group_by", error) from error
         return buckets.pop() if len(buckets) == 1 else ("several", *sorted(buckets, key=repr))
 
     # --- a batch -----------------------------------------------------------------------------
@@ -427,9 +426,3 @@ def _decode_all(
 def _hashable(bucket: Any) -> Any:
     hash(bucket)
     return bucket
-
-
-def _runner_error(hook: str, error: Exception) -> RunnerError:
-    name = type(error).__name__
-    text = "".join(traceback.format_exception(error))
-    return RunnerError(f"{hook} raised {name}: {error}", name, str(error), text)

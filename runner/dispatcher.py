@@ -28,7 +28,9 @@ from typing import Any
 import zmq
 
 from .._native.scheduler import Scheduler
+from ..errors import RunnerError
 from .buffers import join
+from .failures import model_failure
 from .ledger import Ending, Entry, Ledger, Part
 from .mailbox import Mailbox
 from .peers import Client, Peers, Running, Worker
@@ -359,6 +361,9 @@ class Dispatcher:
             return
         try:
             record = self._hooks.rekey(record)
+        except RunnerError as error:
+            self._post(client, model_failure(error.__cause__ or error, "group_by", record.id))
+            return
         except Exception as error:
             self._post(client, Failure(record.id, Code.INVALID_PAYLOAD, str(error)))
             return

@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -16,13 +16,12 @@ import cloudpickle  # type: ignore[import-untyped]
 from .._native.calls import Handle
 from ..errors import InvalidPayload, ServiceUnreachable
 from ..options import BatchOptions
-from ..payloads.canonical import dumps, freeze, loads, thaw
 from ..signature import Described, Signature
 
 __all__ = ["CallSignature", "ItemSignature", "Plan", "described", "model_of", "pickled", "signature_of"]
 
 _CALL = "call"
-_FORMAT = 1
+_FORMAT = 2
 
 
 class ItemSignature:
@@ -34,6 +33,8 @@ class ItemSignature:
 
     def __init__(self) -> None:
         self._inner = Signature(_one_element)
+        self.grouped = False
+        self.regroup = self._inner.regroup
         self.encode = self._inner.encode
         self.decode = self._inner.decode
         self.encode_result = self._inner.encode_result
@@ -156,8 +157,8 @@ class Plan:
             options = BatchOptions(**tree["options"])
             if not tree["batches"]:
                 return cls(ItemSignature(), options, False)
-            stub = _stub(tree["parameters"], allow_pickle)
-            return cls(Signature(stub, static_args=options.static_args), options, True)
+            signature = Signature.from_bytes(tree["signature"].encode(), allow_pickle=allow_pickle)
+            return cls(signature, options, True)
         except (ValueError, KeyError, TypeError, RecursionError, InvalidPayload) as error:
             raise ServiceUnreachable(
                 f"the service describes itself in a way unknown here: {error}"
@@ -166,39 +167,11 @@ class Plan:
 
 def described(runner: Any) -> bytes:
     """The runner as JSON. A default that cannot leave this process makes its argument required."""
-    batches = isinstance(runner, Handle)
-    parameters = inspect.signature(runner._hook()).parameters.values() if batches else ()
+    signature = runner._signature()
     tree = {
         "format": _FORMAT,
-        "batches": batches,
+        "batches": signature is not None,
         "options": dataclasses.asdict(runner.options),
-        "parameters": [_parameter(parameter, runner.options.static_args) for parameter in parameters],
+        "signature": None if signature is None else signature.to_bytes().decode("ascii"),
     }
     return json.dumps(tree).encode()
-
-
-def _parameter(parameter: inspect.Parameter, static_args: Sequence[str]) -> dict[str, Any]:
-    tree: dict[str, Any] = {"name": parameter.name, "kind": int(parameter.kind)}
-    if parameter.default is not inspect.Parameter.empty:
-        # Defaults of batched arguments are filled in by the model itself: that there is one is enough.
-        default = parameter.default if parameter.name in static_args else None
-        with contextlib.suppress(InvalidPayload):
-            tree["default"] = json.loads(dumps(freeze(default)))
-    return tree
-
-
-def _stub(parameters: list[dict[str, Any]], allow_pickle: bool) -> Callable[..., Any]:
-    """A function with the runner's signature and no body."""
-    read = []
-    for tree in parameters:
-        default = inspect.Parameter.empty
-        if "default" in tree:
-            default = thaw(loads(json.dumps(tree["default"]).encode()), allow_pickle=allow_pickle)
-        kind = list(inspect._ParameterKind)[tree["kind"]]
-        read.append(inspect.Parameter(tree["name"], kind, default=default))
-
-    def stub(*args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError
-
-    stub.__signature__ = inspect.Signature(read)  # type: ignore[attr-defined]
-    return stub

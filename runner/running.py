@@ -19,8 +19,10 @@ from .._native.scheduler import Scheduler
 from ..errors import DeadlineExceeded, RunnerClosed
 from ..options import BatchOptions, scheduler_options
 from ..statistics import Statistics
+from .buffers import contiguous
 from .client import engine_on, new_link
 from .dispatcher import Dispatcher, Hooks
+from .encoding import to_encoded
 from .endpoints import PrivateDirectory, allows_pickle
 from .failures import error_of
 from .ledger import Entry, Part
@@ -28,7 +30,7 @@ from .native import NativeDispatcher, native_plane
 from .outcomes import Outcomes, Outgoing, prepare
 from .recipe import CallSignature, described, pickled, signature_of
 from .supervisor import Death, Supervisor, WorkerPlan
-from .wire import Code, Failure
+from .wire import Buffer, Code, Failure, Rows
 
 __all__ = ["LocalEngine", "RunningService"]
 # For the handshake of a fork's child with its parent's service.
@@ -50,7 +52,8 @@ class RunningService(Hooks):
         self._description = described(runner)
         recipe = pickled(runner)
         self._directory = PrivateDirectory() if endpoint is None else None
-        native = native_plane()
+        # The hook that groups a call of a client without the runner's class needs the GIL.
+        native = native_plane() and not self._signature.grouped
         self._dispatcher: Dispatcher | NativeDispatcher = (NativeDispatcher if native else Dispatcher)(
             runner.name, self._description, _scheduler(options, batches=isinstance(runner, Handle)), self,
             max_queue_rows=options.max_queue_rows, run_timeout_ms=options.run_timeout_ms,
@@ -64,7 +67,7 @@ class RunningService(Hooks):
             if self._directory is not None:
                 self._directory.remove()
             raise
-        allow_pickle = allows_pickle(self.endpoint)
+        self._allow_pickle = allow_pickle = allows_pickle(self.endpoint)
         self._outcomes = Outcomes(self._signature, allow_pickle=allow_pickle)
         self.engine: Any = (
             self._dispatcher.engine(self._signature, options, allow_pickle=allow_pickle)
@@ -112,6 +115,14 @@ class RunningService(Hooks):
 
     def settle_turn(self) -> None:
         self._outcomes.settle()
+
+    def rekey(self, call: Rows) -> Rows:
+        if self._signature.grouped:
+            whole = [Buffer(b.row_bytes, [contiguous(b)], b.lengths) for b in call.buffers]
+            call.key = self._signature.regroup(
+                call.key, to_encoded(whole), call.rows, allow_pickle=self._allow_pickle
+            )
+        return call
 
     # In the supervisor's thread:
 

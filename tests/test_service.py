@@ -114,10 +114,11 @@ def test_over_tcp_on_loopback_arrays_are_served_and_pickle_is_refused():
         assert not service.endpoint.endswith(":0")
         with connect(service.endpoint, "Double") as handle:
             np.testing.assert_array_equal(handle.run(np.ones(2)), [2, 2])
+            assert handle.run("text") == "texttext"
             with pytest.raises(InvalidPayload, match="pickle is not allowed"):
-                handle.run("text")
+                handle.run(range(3))
         with pytest.raises(InvalidPayload, match="pickle is not allowed"):
-            service.run("text")
+            service.run(range(3))
 
 
 # ---- start -------------------------------------------------------------------------------
