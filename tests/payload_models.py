@@ -1,0 +1,79 @@
+"""Runners with hooks for payloads, in a module that worker processes can import too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from batching import Runner
+from batching.payloads import Fixed, Kind, Pad, Piece, Var, take_fixed
+
+
+@dataclass
+class Signals:
+    """Signals of one sampling rate: one of shape (samples,), or n of shape (n, samples)."""
+
+    rate_hz: int
+    values: np.ndarray
+
+
+class SignalKind(Kind):
+    name = "signals"
+    types = (Signals,)
+
+    def lift(self, item: Signals) -> Signals:
+        return Signals(item.rate_hz, item.values[np.newaxis])
+
+    def lower(self, batch: Signals) -> Signals:
+        return Signals(batch.rate_hz, batch.values[0])
+
+    def rows(self, batch: Signals) -> int:
+        return len(batch.values)
+
+    def key(self, batch: Signals) -> Any:
+        return batch.rate_hz, batch.values.shape[1]
+
+    def join(self, key: Any, pieces: Sequence[Piece]) -> Signals:
+        rows = [batch.values[first : first + rows] for batch, first, rows in pieces]
+        return Signals(key[0], np.concatenate(rows, dtype=float))
+
+    def encode(self, key: Any, batch: Signals, *, allow_pickle: bool) -> list[Fixed | Var]:
+        return [Fixed(8 * key[1], np.ascontiguousarray(batch.values, dtype=float).tobytes())]
+
+    def decode(self, key: Any, buffers: Iterator[Fixed | Var], rows: int, *, allow_pickle: bool) -> Signals:
+        rate_hz, samples = key
+        data = take_fixed(buffers, 8 * samples, rows)
+        return Signals(rate_hz, np.frombuffer(data, dtype=float).reshape(rows, samples).copy())
+
+
+class Halve(Runner):
+    """Takes a kind of its own, and returns it."""
+
+    kinds = (SignalKind(),)
+
+    def _run_batch(self, signals: Signals) -> Signals:
+        return Signals(signals.rate_hz // 2, signals.values[:, ::2])
+
+
+class Buckets(Runner):
+    """Returns for each row the buckets of all rows in its batch."""
+
+    def group_by(self, item: str) -> int:
+        return len(item)
+
+    def _run_batch(self, texts: list[str]) -> list[set[int]]:
+        return [set(map(len, texts)) for _ in texts]
+
+
+class Sums(Runner):
+    """Sums of what is not padding, and whether that is where the lengths say."""
+
+    pad = Pad(value=-1, lengths="lengths")
+
+    def _run_batch(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mask = np.arange(tokens.shape[1]) < lengths[:, np.newaxis]
+        assert (tokens[~mask] == -1).all()
+        return np.where(mask, tokens, 0).sum(axis=1), lengths

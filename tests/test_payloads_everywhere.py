@@ -1,0 +1,145 @@
+"""What the kinds promise, asked of the engine and of a service: the same strategies, the same answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import models
+import numpy as np
+import pandas as pd
+import payload_models
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pandas.testing import assert_frame_equal, assert_index_equal
+from strategies import batches, frame_families, layouts, same_array
+
+import batching
+from batching import InvalidPayload, RunnerError
+
+pytestmark = pytest.mark.slow
+
+few = settings(
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.fixture(scope="module", params=["embedded", "service", "connected"])
+def handle(request: pytest.FixtureRequest) -> Iterator[Callable[[type], Any]]:
+    """Makes a handle to a runner of a class; one a class."""
+    handles: dict[type, Any] = {}
+    closers: list[Callable[[], Any]] = []
+
+    def make(cls: type) -> Any:
+        if cls in handles:
+            return handles[cls]
+        runner = handles[cls] = cls()
+        if request.param == "embedded":
+            closers.append(runner.close)
+            return runner
+        service = handles[cls] = batching.runner_service(runner)
+        service.start()
+        if request.param == "connected":
+            handles[cls] = batching.connect(service.endpoint, runner.name)
+            closers.append(handles[cls].close)
+        closers.append(service.stop)
+        return handles[cls]
+
+    yield make
+    for close in closers:
+        close()
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as threads:
+        yield threads
+
+
+def together(pool: ThreadPoolExecutor, call: Callable[[Any], Any], values: list[Any]) -> list[Any]:
+    return list(pool.map(call, values))
+
+
+@few
+@given(batch=batches(), data=st.data())
+def test_arrays_of_several_callers_come_back_as_they_were(handle, pool, batch, data) -> None:
+    cut = data.draw(st.integers(0, len(batch)))
+    parts = [data.draw(layouts(batch[:cut])), data.draw(layouts(batch[cut:])), batch]
+    for part, answer in zip(parts, together(pool, handle(models.Echo).run_batch, parts), strict=True):
+        assert same_array(part, answer)
+        assert answer.flags.writeable
+        assert not np.shares_memory(part, answer) or part.dtype.hasobject
+
+
+@few
+@given(frames=frame_families(max_frames=3))
+def test_frames_of_several_callers_come_back_with_their_index(handle, pool, frames) -> None:
+    for frame, answer in zip(frames, together(pool, handle(models.Echo).run_batch, frames), strict=True):
+        assert_frame_equal(answer, frame, check_exact=True, check_freq=False)
+        assert_index_equal(answer.index, frame.index)
+
+
+@few
+@given(
+    lists=st.lists(
+        st.lists(st.none() | st.integers() | st.text() | st.lists(st.floats(allow_nan=False)), max_size=3),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_lists_of_several_callers_come_back_as_they_were(handle, pool, lists) -> None:
+    assert together(pool, handle(models.Echo).run_batch, lists) == lists
+
+
+def test_a_dtype_of_one_caller_is_not_that_of_another(handle, pool) -> None:
+    values = [np.arange(3).astype(dtype) for dtype in ("i4", "i8", ">f8", "f2", "?", "M8[s]", "O")] * 3
+    for value, answer in zip(values, together(pool, handle(models.Echo).run, values), strict=True):
+        assert same_array(value, answer)
+
+
+def test_a_kind_of_the_runners_own(handle, pool) -> None:
+    signals = [payload_models.Signals(rate, np.arange(4.0) + rate) for rate in (8, 8, 100)]
+    for given_, answer in zip(
+        signals, together(pool, handle(payload_models.Halve).run, signals), strict=True
+    ):
+        assert isinstance(answer, payload_models.Signals)
+        assert answer.rate_hz == given_.rate_hz // 2
+        assert answer.values.tolist() == given_.values[::2].tolist()
+    several = handle(payload_models.Halve).run_batch(payload_models.Signals(8, np.ones((3, 2))))
+    assert several.values.shape == (3, 1)
+
+
+def test_items_of_different_buckets_never_share_a_batch(handle, pool) -> None:
+    texts = ["a", "bb", "c", "dd", "eee"] * 8
+    for text, seen in zip(texts, together(pool, handle(payload_models.Buckets).run, texts), strict=True):
+        assert seen == {len(text)}
+
+
+def test_a_bucket_that_cannot_be_told_fails_its_call_alone(handle) -> None:
+    with pytest.raises(RunnerError, match="group_by raised TypeError") as caught:
+        handle(payload_models.Buckets).run(7)
+    assert caught.value.type_name == "TypeError"
+    assert handle(payload_models.Buckets).run("a") == {1}
+
+
+def test_ragged_arrays_are_padded_and_lengths_told(handle, pool) -> None:
+    items = [np.arange(n) for n in (3, 0, 5, 1)] * 4
+    for item, (total, length) in zip(
+        items, together(pool, handle(payload_models.Sums).run, items), strict=True
+    ):
+        assert total == item.sum()
+        assert length == len(item)
+    total, lengths = handle(payload_models.Sums).run_batch(items[:3])
+    assert total.tolist() == [3, 0, 10]
+    assert lengths.tolist() == [3, 0, 5]
+
+
+def test_what_cannot_be_joined_is_refused_with_the_rule(handle) -> None:
+    with pytest.raises(InvalidPayload, match="one row, got 2 rows: use run_batch"):
+        handle(models.Echo).run(pd.DataFrame({"a": [1, 2]}))
+    with pytest.raises(InvalidPayload, match="got tuple: make it a list"):
+        handle(models.Echo).run_batch((1, 2))
