@@ -1,3 +1,4 @@
+import weakref
 from collections.abc import Callable
 from typing import Any, final
 
@@ -23,7 +24,7 @@ class Engine(NativeEngine):
         self,
         *,
         signature: Signature | None,
-        model: Callable[[], Callable[..., Any] | None],
+        runner: weakref.ref[Any],
         options: BatchOptions,
         inline: bool = False,
         clock: Callable[[], int] | None = None,
@@ -67,3 +68,6 @@ class Flusher:
 
 @final
 class Sleeper: ...
+
+@final
+class Inside: ...

@@ -25,7 +25,7 @@ cimport numpy as cnp
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free, malloc, realloc
 
 from batching._native.calls cimport (
     Call,
@@ -96,8 +96,8 @@ cdef class Engine(NativeEngine):
     Args:
         signature: `batching.signature.Signature`, or None: every call runs alone, its
             arguments as they are (SimpleRunner).
-        model: returns the bound `_run_batch`; asked again for every batch, so that the
-            engine does not keep the runner alive.
+        runner: a weak reference to the runner, whose `_run_batch` (or `_run`) is looked up
+            for every batch: the engine does not keep it alive, its callers do.
         inline: batches run on the callers' own threads.
         clock: None for CLOCK_MONOTONIC; a function that returns ns, in tests, which
             also have to call `poke` when they change it.
@@ -106,7 +106,7 @@ cdef class Engine(NativeEngine):
     cdef object _owner             # of the scheduler: a `Scheduler`
     cdef bt_scheduler *_scheduler  # driven directly
     cdef object _signature
-    cdef object _model
+    cdef object _runner
     cdef object _clock
     cdef str _hook             # what the model is called in errors
     cdef readonly bint inline
@@ -118,7 +118,7 @@ cdef class Engine(NativeEngine):
     cdef int64_t _running
     cdef bint _ready           # _setup is done
     cdef set _batches          # running
-    cdef list _busy_threads    # idents of threads inside the model
+    cdef Inside _inside        # threads inside the model
     cdef int64_t _until_ns     # when to decide again; INT64_MAX: no timer
     # who is to be told of work
     cdef list _sleepers        # worker threads that have none
@@ -141,18 +141,18 @@ cdef class Engine(NativeEngine):
     cdef int _plain_next
     cdef list _buffers         # batch arrays that may be used again
 
-    def __init__(self, *, signature, model, options, inline=False, clock=None):
+    def __init__(self, *, signature, runner, options, inline=False, clock=None):
         self._owner = Scheduler(one_call_a_batch=signature is None, **scheduler_options(options))
         self._scheduler = <bt_scheduler *><size_t>self._owner._address
         self._signature = signature
         self._simple = signature is not None and signature.simple
-        self._model = model
+        self._runner = runner
         self._hook = "_run" if signature is None else "_run_batch"
         self._clock = clock
         self.inline = inline
         self._slots = options.concurrency
         self._batches = set()
-        self._busy_threads = []
+        self._inside = Inside()
         self._until_ns = INT64_MAX
         self._sleepers = []
         self._flushers = {}
@@ -193,7 +193,7 @@ cdef class Engine(NativeEngine):
             raise RunnerClosed("the runner is closed: no new calls are taken")
         if self._failure is not None:
             raise self.setup_error()
-        if self._busy_threads and self.inside:
+        if self._inside.holds(PyThread_get_thread_ident()):
             raise RunnerError("the runner was called from inside its own batch: it would wait for itself")
         group = self._describe(call)
         now_ns = self._now_ns()
@@ -354,25 +354,24 @@ cdef class Engine(NativeEngine):
 
     def run(self, Batch batch):
         """Runs a batch on the model, in this thread, and settles its calls."""
-        ident = PyThread_get_thread_ident()
-        self._busy_threads.append(ident)
+        self._inside.add(PyThread_get_thread_ident())
         try:
             result = self._invoke(batch)
         except BaseException as error:
-            self._busy_threads.remove(ident)
+            self._inside.remove(PyThread_get_thread_ident())
             self.fail(batch, error)
             if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
                 raise
         else:
-            self._busy_threads.remove(ident)
+            self._inside.remove(PyThread_get_thread_ident())
             self._complete(batch, result, 1)
         return None
 
     cdef object _invoke(self, Batch batch):
         if batch.plain:
-            return self._model()(self._join_plain(batch))
+            return self._runner()._run_batch(self._join_plain(batch))
         args, kwargs = self.join(batch)
-        return self._model()(*args, **kwargs)
+        return getattr(self._runner(), self._hook)(*args, **kwargs)
 
     def join(self, Batch batch):
         """The model's (args, kwargs) for a batch."""
@@ -588,16 +587,16 @@ cdef class Engine(NativeEngine):
 
     def enter(self):
         """Marks this thread as the model's: calls from it are refused."""
-        self._busy_threads.append(PyThread_get_thread_ident())
+        self._inside.add(PyThread_get_thread_ident())
 
     def leave(self):
         """Takes the mark of `enter` back."""
-        self._busy_threads.remove(PyThread_get_thread_ident())
+        self._inside.remove(PyThread_get_thread_ident())
 
     @property
     def inside(self):
         """Whether this thread is running the model."""
-        return PyThread_get_thread_ident() in self._busy_threads
+        return self._inside.holds(PyThread_get_thread_ident())
 
     cdef int _tell(self) except -1:
         """Says to whoever runs batches that there may be something to do."""
@@ -711,6 +710,46 @@ cdef class Engine(NativeEngine):
     def check(self):
         """Checks every invariant of the scheduler; AssertionError names the one that does not hold."""
         self._owner.check()
+
+
+@cython.final
+cdef class Inside:
+    """A few threads, by their idents; one may be here several times."""
+
+    cdef unsigned long *idents
+    cdef int count
+    cdef int room
+
+    def __dealloc__(self):
+        free(self.idents)
+
+    cdef bint holds(self, unsigned long ident) noexcept:
+        cdef int i
+        for i in range(self.count):
+            if self.idents[i] == ident:
+                return True
+        return False
+
+    cdef int add(self, unsigned long ident) except -1:
+        cdef unsigned long *grown
+        if self.count == self.room:
+            grown = <unsigned long *>realloc(self.idents, (2 * self.room + 4) * sizeof(unsigned long))
+            if grown is NULL:
+                raise MemoryError("no memory for a thread's ident")
+            self.idents = grown
+            self.room = 2 * self.room + 4
+        self.idents[self.count] = ident
+        self.count += 1
+        return 0
+
+    cdef int remove(self, unsigned long ident) except -1:
+        cdef int i
+        for i in range(self.count):
+            if self.idents[i] == ident:
+                self.count -= 1
+                self.idents[i] = self.idents[self.count]
+                return 0
+        return 0
 
 
 @cython.final

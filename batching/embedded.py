@@ -86,7 +86,7 @@ def start(
     inline = options.execution == "inline"
     if inline and hooks.is_async:
         raise ValueError('execution="inline" is not for hooks that are async def: use execution="thread"')
-    engine = Engine(signature=signature, model=hooks.run_batch, options=options, inline=inline, clock=clock)
+    engine = Engine(signature=signature, runner=hooks.runner, options=options, inline=inline, clock=clock)
     driver: _Ended
     if inline:
         driver = InlineDriver(engine, hooks)
