@@ -382,9 +382,9 @@ class Signature:
         if parsed is None:
             try:
                 parsed = read(loads(key), allow_pickle)
-            except (TypeError, ValueError) as error:
-                if isinstance(error, InvalidPayload):
-                    raise
+            except InvalidPayload:
+                raise
+            except Exception as error:
                 raise InvalidPayload(f"not a key: {bytes(key[:80])!r}") from error
             if len(self._parsed) >= _CACHE_ENTRIES:
                 self._parsed.clear()
@@ -417,7 +417,12 @@ def _decode_all(
     kinds: Sequence[tuple[Kind, Any]], buffers: Sequence[Fixed | Var], rows: int, allow_pickle: bool
 ) -> list[tuple[Kind, Any]]:
     left = iter(buffers)
-    batches = [(kind, kind.decode(key, left, rows, allow_pickle=allow_pickle)) for kind, key in kinds]
+    try:
+        batches = [(kind, kind.decode(key, left, rows, allow_pickle=allow_pickle)) for kind, key in kinds]
+    except InvalidPayload:
+        raise
+    except Exception as error:
+        raise InvalidPayload(f"the buffers cannot be read: {type(error).__name__}: {error}") from error
     if next(left, None) is not None:
         raise InvalidPayload("more buffers than the key names")
     return batches

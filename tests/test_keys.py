@@ -77,7 +77,7 @@ def test_column_names() -> None:
     headers = [
         ["a", "b"], ["b", "a"], ["a", "c"], ["a", "a"], [0, 1], [0.0, 1.0], [False, True],
         pd.RangeIndex(2), pd.RangeIndex(2, name="n"), pd.Index(["a", "b"], name="n"),
-        pd.Index(["a", "b"], dtype=object), pd.Index(["a", 1], dtype=object),
+        pd.Index(["a", "b"], dtype="string"), pd.Index(["a", 1], dtype=object),
         pd.Index(["a", True], dtype=object),
         pd.MultiIndex.from_tuples([("a", 1), ("a", 2)]), pd.MultiIndex.from_tuples([("a", 1), ("b", 2)]),
         pd.MultiIndex.from_tuples([("a", 1), ("a", 2)], names=["u", "v"]), pd.CategoricalIndex(["a", "b"]),
