@@ -19,7 +19,9 @@ from .simulation import Cost
 __all__ = ["read_cost", "read_trace"]
 
 _UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-_TERM = re.compile(r"(?P<number>\d+(?:\.\d*)?(?:e[+-]?\d+)?)\s*(?P<unit>s|ms|us|µs|ns)(?P<row>\s*\*\s*n)?", re.I)
+_TERM = re.compile(
+    r"(?P<number>\d+(?:\.\d*)?(?:e[+-]?\d+)?)\s*(?P<unit>s|ms|us|µs|ns)(?P<row>\s*\*\s*n)?", re.I
+)
 
 
 def read_cost(text: str) -> Cost:
