@@ -216,7 +216,10 @@ class Link:
             for records in connection.messages():
                 for record in records:
                     self._obey(record)
-            if connection.lost:
+            if connection.broken:
+                # Answers may have been in it: whose, nobody can say.
+                self._unreachable(f"the service sent a malformed packet: {connection.broken[0]}")
+            elif connection.lost:
                 self._unreachable(f"the connection to {self.endpoint} was lost")
         if self._state is _State.GREETING and time.monotonic_ns() >= self._greet_until_ns:
             self._unreachable(f"no dispatcher answered at {self.endpoint} within {self.timeout_s:g} s")

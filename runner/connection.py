@@ -34,7 +34,7 @@ class Connection:
     """Raises ZMQError at once for an endpoint that is none."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
-        self.dropped = 0  # packets that broke a rule
+        self.broken: list[BadPacket] = []  # what came and broke a rule
         self.lost = False
         self._socket = socket = context.socket(zmq.DEALER)
         socket.setsockopt(zmq.SNDHWM, _HIGH_WATER)
@@ -83,8 +83,8 @@ class Connection:
                 break
             try:
                 yield parse([frame.buffer for frame in frames])
-            except BadPacket:
-                self.dropped += 1
+            except BadPacket as error:
+                self.broken.append(error)
         if self._socket.closed:
             return
         with suppress(zmq.Again):

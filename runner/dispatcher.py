@@ -258,6 +258,9 @@ class Dispatcher:
             if isinstance(peer, Client):
                 for id_ in error.ids:
                     self._post(peer, Failure(id_, Code.MALFORMED, f"malformed packet: {error}"))
+            elif peer is not None:
+                # Its batches would never end: what it meant to say of them is lost.
+                self._kill(peer, f"it sent a malformed packet: {error}")
             return
         for record in records:
             if isinstance(record, Greeting) and record.type == Type.HELLO:

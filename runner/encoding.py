@@ -14,7 +14,7 @@ __all__ = ["from_encoded", "to_encoded"]
 
 def from_encoded(buffers: Sequence[Fixed | Var]) -> list[Buffer]:
     return [
-        Buffer(VAR, _chunks(buffer.data), memoryview(buffer.lengths).cast("B").cast("I"))
+        Buffer(VAR, _chunks(buffer.data), _u32(buffer.lengths))
         if isinstance(buffer, Var)
         else Buffer(buffer.row_bytes, _chunks(buffer.data))
         for buffer in buffers
@@ -34,6 +34,12 @@ def to_encoded(buffers: Sequence[Buffer]) -> list[Fixed | Var]:
 def _whole(buffer: Buffer) -> Bytes:
     assert len(buffer.chunks) <= 1
     return buffer.chunks[0] if buffer.chunks else bytearray()
+
+
+def _u32(lengths: Any) -> memoryview:
+    """The lengths one by one, whatever holds their bytes."""
+    view = memoryview(lengths)
+    return view.cast("B").cast("I") if view.nbytes else memoryview(b"").cast("I")
 
 
 def _chunks(data: Any) -> list[Bytes]:

@@ -119,11 +119,12 @@ class Code(IntEnum):
 HELLO = Type.HELLO
 _GREETINGS = frozenset((Type.HELLO, Type.WELCOME))
 _WITH_ROWS = frozenset((Type.CALL, Type.ANSWER, Type.BATCH, Type.RESULT))
+_ASKING = frozenset((Type.CALL, Type.BATCH))
 _WITH_BUDGET = frozenset((Type.CALL, Type.BATCH))
 
 
 class BadPacket(Exception):
-    """A message that breaks a rule. `ids` are the calls in it that could still be read."""
+    """A message that breaks a rule. `ids` are the calls or batches in it that could still be read."""
 
     def __init__(self, rule: str, ids: Sequence[int] = ()) -> None:
         super().__init__(rule)
@@ -373,7 +374,7 @@ class _Reader:
         self.end = len(self.packet)
         start = self.at
         kind, flags, frame_count, size, id_ = self._unpack(_RECORD)
-        if kind == Type.CALL:
+        if kind in _ASKING:
             self.ids.append(id_)
         _check(flags == 0, "unknown flags")
         _check(size >= _RECORD.size and size % 8 == 0, "bad record size")

@@ -168,6 +168,10 @@ class WorkerLink:
         for records in connection.messages():
             for record in records:
                 self._obey(record)
+        for error in connection.broken:
+            # Silence would leave the dispatcher waiting for these batches for ever.
+            self._outbox += [Failure(id_, Code.MALFORMED, f"malformed batch: {error}") for id_ in error.ids]
+        connection.broken.clear()
         if connection.lost:
             self.refusal = self.refusal or "the connection to the dispatcher was lost"
             self._finish()

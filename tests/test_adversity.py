@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import models
 import numpy as np
@@ -16,7 +17,16 @@ from batching.runner.wire import Buffer, Greeting, Packet, Plain, Role, Rows, Ty
 from fakes import PATIENCE_S, Caller, wait_until
 from scripted import OneWay, Script, Scripted, is_alive, script
 
-from batching import BatchOptions, DeadlineExceeded, Runner, RunnerError, WorkerDied, connect, runner_service
+from batching import (
+    BatchOptions,
+    DeadlineExceeded,
+    InvalidPayload,
+    Runner,
+    RunnerError,
+    WorkerDied,
+    connect,
+    runner_service,
+)
 from batching.signature import Signature
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(30)]
@@ -28,8 +38,15 @@ def test(tmp_path):
         yield own
 
 
+@contextmanager
 def serve(test: Script, workers: int = 1, **options):
-    return runner_service(Scripted(test.path, options=BatchOptions(**options)), workers=workers)
+    """A service whose stop is bounded: a failed test leaves calls that nobody answers."""
+    service = runner_service(Scripted(test.path, options=BatchOptions(**options)), workers=workers).start()
+    try:
+        yield service
+        service.stop()
+    finally:
+        service.stop(timeout_s=0)
 
 
 # ---- deaths ---------------------------------------------------------------------------------
@@ -224,7 +241,7 @@ def test_an_answer_that_cannot_be_pickled_fails_its_callers_only():
 
 def test_an_argument_that_cannot_be_unpickled_fails_its_caller_only():
     with runner_service(models.Echo()) as service:
-        with pytest.raises(RunnerError, match="cannot come back"):
+        with pytest.raises(InvalidPayload, match="cannot come back"):
             service.run(OneWay())
         assert service.run("fine") == "fine"
 
