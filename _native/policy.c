@@ -231,6 +231,7 @@ static int64_t rows_to_take(const bt_policy *p, int64_t now_ns, const bt_view *v
         .total_slots = view->total_slots,
         .busy_share = p->busy_share,
         .rows_per_ns = p->rows_per_ns,
+        .with_deadlines = view->tightest_deadline_ns != INT64_MAX,
         .allowed = p->options.allowed_rows,
         .allowed_count = p->options.allowed_count,
     };

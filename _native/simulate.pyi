@@ -7,6 +7,10 @@ from numpy.typing import NDArray
 from .scheduler import Scheduler
 
 @final
+class Agenda:
+    def __new__(cls) -> Agenda: ...
+
+@final
 class Simulation:
     def __init__(
         self,

@@ -73,6 +73,8 @@ static int64_t largest_allowed_below(const bt_load *load) {
  * size below, which is the choice between padding up and releasing less. */
 static int64_t cut(const bt_costs *costs, const bt_load *load) {
     if (load->rows < 2 || !costs->model->two_sizes) return load->rows;
+    /* Those refused are not seen here: under a budget a busy slot may have far more to do. */
+    if (load->with_deadlines && load->busy_share > CARRIES) return load->rows;
     int64_t below = INT64_C(1) << (63 - __builtin_clzll((unsigned long long)(load->rows - 1)));
     const int64_t sizes[] = {largest_allowed_below(load), below, below / 2, (load->rows + 1) / 2};
     double best = CLEARLY * cost(costs, (double)load->rows);

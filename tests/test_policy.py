@@ -1,0 +1,275 @@
+"""The wait rule in words, told to the scheduler with a clock that the test moves."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from batching._native.scheduler import Scheduler
+
+US, MS = 1_000, 1_000_000
+
+
+class Engine:
+    """A scheduler with workers whose batches end when the test says so."""
+
+    def __init__(self, workers: int = 1, cost=lambda rows: MS + 20 * US * rows, **options) -> None:
+        self.scheduler = Scheduler(**options)
+        self.now = 0
+        self.workers = workers
+        self.cost = cost
+        self.ends: dict[int, int] = {}
+        self.tags = itertools.count(1)
+
+    def call(self, count: int = 1, deadline_ns: int | None = None):
+        for _ in range(count):
+            self.scheduler.admit(self.now, 1, deadline_ns=deadline_ns, tag=next(self.tags))
+
+    def decide(self):
+        decision = self.scheduler.decide(self.now, self.workers - len(self.ends), self.workers)
+        self.scheduler.expired()
+        if decision.action == "run":
+            self.ends[decision.batch] = self.now + self.cost(decision.padded_rows)
+        return decision
+
+    def finish(self) -> int:
+        """Ends the batch that is due first; how many calls it answered."""
+        batch = min(self.ends, key=self.ends.__getitem__)
+        self.now = self.ends.pop(batch)
+        return len(self.scheduler.finished(batch, self.now))
+
+    def run(self):
+        """The next batch, at the time it is released; every call has been made."""
+        while (decision := self.decide()).action != "run":
+            assert decision.until_ns is not None
+            self.now = decision.until_ns
+        return decision
+
+    def rounds(self, count: int, callers: int, apart_ns: int = 2 * US) -> None:
+        """`callers` call, one after another, as soon as they are answered; so many rounds."""
+        self.call(callers)
+        for _ in range(count):
+            while self.decide().action == "run":
+                pass
+            for _ in range(self.finish()):
+                self.now += apart_ns
+                self.call()
+                self.decide()
+
+    def drain(self) -> None:
+        while self.ends or self.scheduler.statistics()["queued_calls"]:
+            if self.ends and self.decide().action != "run":
+                self.finish()
+            elif not self.ends:
+                self.run()
+            self.scheduler.check()
+
+
+@pytest.fixture
+def engine():
+    return Engine()
+
+
+def learn_two_sizes(engine: Engine) -> None:
+    for count in (1, 4, 1, 4):
+        engine.call(count)
+        engine.drain()
+        engine.now += 1000 * MS
+
+
+def test_it_holds_while_the_callers_of_the_last_batch_are_still_coming_back(engine):
+    engine.rounds(30, callers=8)
+    engine.drain()
+    engine.call(4)
+    held = engine.decide()
+    assert held.action == "wait"
+    assert held.until_ns - engine.now < MS
+
+
+def test_it_runs_at_once_when_everyone_is_here(engine):
+    engine.rounds(30, callers=8)
+    engine.drain()
+    engine.call(8)
+    decision = engine.decide()
+    assert (decision.action, decision.rows, decision.reason) == ("run", 8, "everyone_here")
+
+
+def test_those_who_do_not_come_back_are_not_waited_for_long(engine):
+    engine.rounds(30, callers=8)
+    engine.drain()
+    engine.call(4)
+    began = engine.now
+    decision = engine.run()
+    assert decision.reason == "hold_expired"
+    assert engine.now - began < MS
+
+
+def test_a_lone_caller_never_waits(engine):
+    for _ in range(200):
+        engine.call()
+        assert engine.decide().action == "run"
+        engine.finish()
+        engine.now += 50 * US
+
+
+def test_after_a_crowd_a_lone_caller_waits_no_more_within_fifty_batches(engine):
+    engine.rounds(100, callers=64)
+    engine.drain()
+    waits = []
+    for _ in range(100):
+        engine.call()
+        called = engine.now
+        engine.run()
+        waits.append(engine.now - called)
+        engine.finish()
+    assert max(waits[50:]) == 0
+
+
+def test_light_traffic_without_a_pattern_is_never_held(engine):
+    gaps_ms = (7, 31, 12, 55, 3, 90, 21, 44, 16, 5)
+    for gap in gaps_ms * 20:
+        engine.call()
+        assert engine.decide().action == "run"
+        engine.finish()
+        engine.now += gap * MS
+
+
+def test_two_callers_that_alternate_are_brought_together():
+    engine = Engine()
+    engine.rounds(100, callers=2)
+    sizes = engine.scheduler.statistics()["batch_rows"]
+    assert sizes[1] > 80  # of two rows
+
+
+def test_max_wait_caps_a_hold(engine):
+    engine = Engine(max_wait_ns=5 * US)
+    engine.rounds(30, callers=8, apart_ns=1 * US)
+    engine.drain()
+    engine.call(2)
+    began = engine.now
+    decision = engine.run()
+    assert engine.now - began <= 5 * US
+    assert decision.reason in ("cap", "hold_expired")
+
+
+def test_the_throughput_objective_waits_until_the_tightest_deadline_allows_no_more():
+    engine = Engine(objective="throughput")
+    learn_two_sizes(engine)
+    deadline = engine.now + 20 * MS
+    engine.call(3, deadline_ns=deadline)
+    engine.call(3)
+    decision = engine.run()
+    assert (decision.rows, decision.reason) == (6, "budget")
+    end = engine.now + engine.cost(6)
+    assert deadline - 2 * MS < end <= deadline
+
+
+def test_a_full_batch_is_not_held_by_the_throughput_objective():
+    engine = Engine(objective="throughput", max_batch_rows=4)
+    learn_two_sizes(engine)
+    engine.call(4, deadline_ns=engine.now + 1000 * MS)
+    decision = engine.decide()
+    assert (decision.action, decision.reason) == ("run", "full")
+
+
+def test_a_hold_leaves_time_for_the_batch_before_the_tightest_deadline(engine):
+    engine.rounds(60, callers=8, apart_ns=100 * US)
+    engine.drain()
+    engine.call(4, deadline_ns=engine.now + 1300 * US)
+    engine.run()
+    assert engine.ends
+    assert max(engine.ends.values()) <= engine.now + 1300 * US
+
+
+@pytest.mark.parametrize(("queued", "taken"), [(17, 16), (31, 31)])
+def test_padding_up_and_releasing_less_are_weighed_by_cost(queued, taken):
+    engine = Engine(allowed_rows=(8, 16, 32), max_batch_rows=32, cost=lambda rows: MS + MS * rows)
+    for _ in range(4):
+        for count in (8, 16, 32):
+            engine.call(count)
+            engine.drain()
+            engine.now += 1000 * MS
+    engine.call(queued)
+    decision = engine.run()
+    assert decision.rows == taken
+
+
+def test_a_burst_is_shared_by_free_workers_when_that_is_faster():
+    engine = Engine(workers=4, cost=lambda rows: MS + MS * rows)
+    learn_two_sizes(engine)
+    engine.call(16)
+    sizes = [engine.run().rows for _ in range(4)]
+    assert sizes == [4, 4, 4, 4]
+
+
+def test_a_burst_is_not_torn_over_free_workers_when_one_batch_is_as_fast():
+    engine = Engine(workers=4, cost=lambda rows: 5 * MS)
+    learn_two_sizes(engine)
+    engine.call(16)
+    assert engine.run().rows == 16
+
+
+def cost_of(engine: Engine, rows: int) -> float:
+    learned = engine.scheduler.statistics()["policy"]
+    return learned["cost_base_ns"] + learned["cost_row_ns"] * rows
+
+
+def run_sizes(engine: Engine, sizes) -> None:
+    for count in sizes:
+        engine.call(count)
+        engine.drain()
+        engine.now += 100 * MS
+
+
+def test_the_line_of_the_cost_is_learned(engine):
+    run_sizes(engine, (1, 8, 3, 20, 5, 12) * 3)
+    learned = engine.scheduler.statistics()["policy"]
+    assert learned["calibrated"]
+    assert learned["cost_base_ns"] == pytest.approx(MS, rel=0.02)
+    assert learned["cost_row_ns"] == pytest.approx(20 * US, rel=0.05)
+
+
+def test_a_change_of_regime_is_followed_within_fifty_batches(engine):
+    run_sizes(engine, (1, 8, 3, 20) * 20)
+    engine.cost = lambda rows: 3 * (MS + 20 * US * rows)
+    run_sizes(engine, (8, 3, 20, 1) * 12)
+    assert cost_of(engine, 10) == pytest.approx(3 * 1.2 * MS, rel=0.1)
+
+
+def test_one_batch_a_hundred_times_slower_is_shrugged_off(engine):
+    run_sizes(engine, (1, 8, 3, 20) * 20)
+    before = cost_of(engine, 10)
+    usual, engine.cost = engine.cost, lambda rows: 100 * (MS + 20 * US * rows)
+    run_sizes(engine, (8,))
+    engine.cost = usual
+    assert cost_of(engine, 10) == pytest.approx(before, rel=0.05)
+
+
+def test_a_long_stretch_of_equal_batches_keeps_the_slope(engine):
+    run_sizes(engine, (1, 8, 3, 20) * 5)
+    run_sizes(engine, (8,) * 500)
+    assert engine.scheduler.statistics()["policy"]["cost_row_ns"] == pytest.approx(20 * US, rel=0.1)
+
+
+def test_nothing_is_calibrated_before_a_second_size(engine):
+    run_sizes(engine, (4,) * 10)
+    assert not engine.scheduler.statistics()["policy"]["calibrated"]
+
+
+def test_statistics_say_what_was_predicted_held_and_learned(engine):
+    engine.rounds(100, callers=8)
+    learned = engine.scheduler.statistics()["policy"]
+    assert learned["predicted_cost_ns"] == pytest.approx(learned["actual_cost_ns"], rel=0.1)
+    assert learned["held"] > 50
+    assert 0 < learned["held_ns"] < 100 * MS
+    assert learned["return_fraction"] > 0.9
+    assert learned["return_median_ns"] < 50 * US
+
+
+def test_a_held_group_is_not_waited_for_by_others(engine):
+    engine.rounds(30, callers=8)
+    engine.drain()
+    engine.call(4)
+    engine.scheduler.admit(engine.now, 1, group=1, tag=999)
+    assert engine.decide().action == "run"
