@@ -32,8 +32,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-
 from batching._native.rows import BufferPool, join_arrays, split_rows
+
 from batching.payloads import Encoded, Fixed, Var
 from batching.signature import Signature
 
@@ -50,7 +50,7 @@ def timed(work: Callable[[], Any], repeat: int) -> float:
 
 
 def compare(works: dict[str, tuple[Callable[[], Any], int]], baseline: str, rounds: int) -> dict[str, dict]:
-    """Median microseconds of each work, and the median over the rounds of the baseline's time over its own."""
+    """Median microseconds of each, and the median of the rounds' own ratios to the baseline."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds + 1):
         for name, (work, repeat) in works.items():

@@ -118,7 +118,7 @@ class RaggedKind(Kind):
         size = dtype.itemsize * math.prod(shape)
         arrays = []
         for length, blob in zip(lengths, take_var(buffers, rows), strict=True):
-            if blob is None or length < 0 or length * size != blob.nbytes or not is_raw(dtype):
+            if blob is None or length < 0 or length * size != len(blob) or not is_raw(dtype):
                 raise InvalidPayload(f"an item of length {length} is not {size} bytes each")
             arrays.append(array_over(blob, dtype, (length, *shape)))
         return _Rows(arrays, dtype, shape)
