@@ -3,7 +3,6 @@ from collections.abc import Callable
 from typing import Any, final
 
 from batching._native.calls import Call, NativeEngine, Port
-
 from batching.errors import RunnerError
 from batching.options import BatchOptions
 from batching.signature import Signature

@@ -45,7 +45,6 @@ from c_scheduler cimport *
 
 from batching._native.scheduler import Scheduler
 from batching.errors import InvalidPayload, InvalidResult, Overloaded, RunnerClosed, RunnerError
-from batching.options import scheduler_options
 
 cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident()
@@ -142,7 +141,7 @@ cdef class Engine(NativeEngine):
     cdef list _buffers         # batch arrays that may be used again
 
     def __init__(self, *, signature, runner, options, inline=False, clock=None):
-        self._owner = Scheduler(one_call_a_batch=signature is None, **scheduler_options(options))
+        self._owner = Scheduler(one_call_a_batch=signature is None, **options.for_scheduler())
         self._scheduler = <bt_scheduler *><size_t>self._owner._address
         self._signature = signature
         self._simple = signature is not None and signature.simple
@@ -170,7 +169,7 @@ cdef class Engine(NativeEngine):
 
     def set_options(self, options):
         """Takes effect from the next batch on."""
-        self._owner.set_options(**scheduler_options(options))
+        self._owner.set_options(**options.for_scheduler())
         self._options = options
         self._slots = options.concurrency
         self.max_latency_ms = options.max_latency_ms

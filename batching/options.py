@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-__all__ = ["BatchOptions", "scheduler_options"]
+__all__ = ["BatchOptions"]
 
 _NS_PER_MS = 1e6
 
@@ -82,6 +82,17 @@ class BatchOptions:
                 f"({self.max_batch_size}): no batch could ever be full"
             )
 
+    def for_scheduler(self) -> dict[str, Any]:
+        """The native scheduler's own words for the options: rows and nanoseconds."""
+        return {
+            "max_batch_rows": self.max_batch_size,
+            "max_queue_rows": self.max_queue_rows,
+            "isolate_errors": self.isolate_errors,
+            "objective": self.objective,
+            "max_wait_ns": None if self.max_wait_ms is None else int(self.max_wait_ms * _NS_PER_MS),
+            "allowed_rows": tuple(self.allowed_batch_sizes or ()),
+        }
+
     def _sizes(self) -> tuple[int, ...] | None:
         if self.allowed_batch_sizes is None:
             return None
@@ -98,18 +109,6 @@ class BatchOptions:
                 f"got {sizes[-1]}"
             )
         return sizes
-
-
-def scheduler_options(options: BatchOptions) -> dict[str, Any]:
-    """The native scheduler's own words for them: rows and nanoseconds."""
-    return {
-        "max_batch_rows": options.max_batch_size,
-        "max_queue_rows": options.max_queue_rows,
-        "isolate_errors": options.isolate_errors,
-        "objective": options.objective,
-        "max_wait_ns": None if options.max_wait_ms is None else int(options.max_wait_ms * _NS_PER_MS),
-        "allowed_rows": tuple(options.allowed_batch_sizes or ()),
-    }
 
 
 def _positive_int(name: str, value: object) -> int:

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ._native.scheduler import Scheduler
 from ._native.simulate import Simulation
-from .options import BatchOptions, scheduler_options
+from .options import BatchOptions
 from .statistics import PolicyStatistics, Statistics
 
 __all__ = ["ClosedLoop", "FixedWindow", "Greedy", "Outcome", "simulate"]
@@ -177,7 +177,7 @@ def _rows(rows: int | ArrayLike, calls: int | None, *, closed: bool) -> NDArray[
 
 
 def _scheduler(options: BatchOptions, policy: Greedy | FixedWindow | None) -> Scheduler:
-    words = scheduler_options(options)
+    words = options.for_scheduler()
     if words["max_queue_rows"] == BatchOptions().max_queue_rows:
         words["max_queue_rows"] = _UNBOUNDED_ROWS
     if isinstance(policy, Greedy):

@@ -17,7 +17,7 @@ from typing import Any
 from .._native.calls import Call, Handle
 from .._native.scheduler import Scheduler
 from ..errors import DeadlineExceeded, RunnerClosed
-from ..options import BatchOptions, scheduler_options
+from ..options import BatchOptions
 from ..statistics import Statistics
 from .buffers import contiguous
 from .client import engine_on, new_link
@@ -93,9 +93,7 @@ class RunningService(Hooks):
     def set_options(self, options: BatchOptions) -> None:
         self._options = options
         self.engine.max_latency_ms = options.max_latency_ms
-        self._dispatcher.set_options(
-            scheduler_options(options), options.max_queue_rows, options.run_timeout_ms
-        )
+        self._dispatcher.set_options(options.for_scheduler(), options.max_queue_rows, options.run_timeout_ms)
 
     def statistics(self) -> Statistics:
         return Statistics.from_numbers(self._dispatcher.statistics())
@@ -254,4 +252,4 @@ def _start_error(death: Death) -> Exception:
 
 
 def _scheduler(options: BatchOptions, *, batches: bool) -> Scheduler:
-    return Scheduler(one_call_a_batch=not batches, **scheduler_options(options))
+    return Scheduler(one_call_a_batch=not batches, **options.for_scheduler())

@@ -4,9 +4,10 @@ import random
 import struct
 
 import pytest
-from batching._native import wire
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from batching._native import wire
 
 HELLO, WELCOME, CALL, ANSWER, ERROR, CANCEL, BATCH, RESULT, PING, PONG, STOP, BYE = range(1, 13)
 NO_BLOB = 0xFFFFFFFF

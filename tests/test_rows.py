@@ -7,6 +7,10 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import batches, same_array
+
 from batching._native.rows import (
     VIEW_ROW_BYTES,
     BufferPool,
@@ -15,9 +19,6 @@ from batching._native.rows import (
     split_blocks,
     split_rows,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from strategies import batches, same_array
 
 
 def address(array: np.ndarray) -> int:

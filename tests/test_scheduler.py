@@ -7,9 +7,9 @@ import pickle
 
 import pytest
 import reference_scheduler as reference
-from batching._native import scheduler as native
 
 from batching import _native
+from batching._native import scheduler as native
 
 SECOND = 1_000_000_000
 

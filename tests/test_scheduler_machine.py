@@ -5,9 +5,10 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 import reference_scheduler as reference
-from batching._native.scheduler import Scheduler
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+
+from batching._native.scheduler import Scheduler
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import models
 import numpy as np
 import pytest
-from batching.runner.endpoints import MAX_PATH_BYTES
 from fakes import PATIENCE_S, Caller, wait_until
 from scripted import Script, Scripted, is_alive, script
 
@@ -32,6 +31,7 @@ from batching import (
     connect,
     runner_service,
 )
+from batching.runner.endpoints import MAX_PATH_BYTES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
@@ -527,6 +527,7 @@ def test_ctrl_c_in_a_with_block_leaves_no_process(tmp_path):
         class Pid(Runner):
             def _run_batch(self, x):
                 return [os.getpid() for _ in x]
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where this runs in the background
         with runner_service(Pid()) as service:
             print(service.run(0), flush=True)
             os.killpg(0, signal.SIGINT)

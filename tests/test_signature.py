@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from batching._native.rows import VIEW_ROW_BYTES
 from pandas.testing import assert_frame_equal, assert_series_equal
 
+from batching._native.rows import VIEW_ROW_BYTES
 from batching.errors import InvalidPayload, RunnerError
 from batching.payloads.padding import Pad
 from batching.signature import InvalidResult, Signature

@@ -7,6 +7,9 @@ import random
 import struct
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from batching._native import wire as native
 from batching.runner.buffers import Slicer, join
 from batching.runner.wire import (
@@ -23,8 +26,6 @@ from batching.runner.wire import (
     Type,
     parse,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 ids = st.integers(1, 2**64 - 1)
 blobs = st.binary(max_size=30)
