@@ -32,8 +32,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from batching._native.rows import BufferPool, join_arrays, split_rows
 
+from batching._native.rows import BufferPool, join_arrays, split_rows
 from batching.payloads import Encoded, Fixed, Var
 from batching.signature import Signature
 

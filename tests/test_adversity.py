@@ -13,7 +13,6 @@ import models
 import numpy as np
 import pytest
 import zmq
-from batching.runner.wire import Buffer, Greeting, Packet, Plain, Role, Rows, Type, parse
 from fakes import PATIENCE_S, Caller, wait_until
 from scripted import OneWay, Script, Scripted, is_alive, script
 
@@ -27,6 +26,7 @@ from batching import (
     connect,
     runner_service,
 )
+from batching.runner.wire import Buffer, Greeting, Packet, Plain, Role, Rows, Type, parse
 from batching.signature import Signature
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(30)]
