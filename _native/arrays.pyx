@@ -10,11 +10,12 @@ Costs           small rows: one allocation and one memcpy each, no Python
                 instruction. bench/bench_payloads.py prints the figures.
 """
 
-cimport cython
 cimport numpy as cnp
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF, Py_REFCNT
 from libc.string cimport memcpy
+
+from batching._native.rows cimport SHARED_ROW_BYTES, BufferPool, has_references, new_array
 
 cnp.import_array()
 
@@ -28,25 +29,28 @@ cdef extern from "numpy/arrayobject.h":
     PyTypeObject PyArray_Type
 
 cdef enum:
-    POOLED_BYTES = 65536   # a batch below this is cheaper to allocate than to look for
-    POOL_LIMIT = 4         # batch arrays that are kept
-    SHARED_BYTES = 16384   # a row from here on costs more to copy than to share
+    POOLED_BYTES = 65536  # a batch below this is cheaper to allocate than to look for
+    MAX_DIMENSIONS = 65  # NumPy's 64 and the row axis
+    RELEASE_BYTES = 262144  # a copy from here on is worth giving up the GIL for
 
 
-cdef object new_array(cnp.ndarray like, int dimensions, cnp.npy_intp *shape):
+cdef object view_of(cnp.ndarray base, cnp.ndarray like, char *data, int dimensions, cnp.npy_intp *shape):
+    """C-contiguous elements of the dtype of `like` inside `base`, which the view keeps alive."""
     Py_INCREF(like.descr)  # NewFromDescr takes a reference over
-    return PyArray_NewFromDescr(&PyArray_Type, cnp.PyArray_DESCR(like), dimensions, shape, NULL, NULL, 0, NULL)
-
-
-cdef object view_of(cnp.ndarray base, char *data, int dimensions, cnp.npy_intp *shape):
-    """C-contiguous elements inside `base`, which the view keeps alive."""
-    Py_INCREF(base.descr)
     view = PyArray_NewFromDescr(
-        &PyArray_Type, cnp.PyArray_DESCR(base), dimensions, shape, NULL, data, cnp.NPY_ARRAY_CARRAY, NULL
+        &PyArray_Type, cnp.PyArray_DESCR(like), dimensions, shape, NULL, data, cnp.NPY_ARRAY_CARRAY, NULL
     )
     Py_INCREF(base)  # SetBaseObject takes a reference over
     PyArray_SetBaseObject(view, <PyObject *>base)
     return view
+
+
+cdef inline void copy(char *target, const char *source, size_t size) noexcept:
+    if size < RELEASE_BYTES:
+        memcpy(target, source, size)
+        return
+    with nogil:
+        memcpy(target, source, size)
 
 
 cdef cnp.npy_intp bytes_a_row(cnp.ndarray x, int first_dimension) noexcept:
@@ -57,39 +61,19 @@ cdef cnp.npy_intp bytes_a_row(cnp.ndarray x, int first_dimension) noexcept:
     return bytes_
 
 
-cdef cnp.ndarray take_batch(list pool, cnp.ndarray like, bint one_item, cnp.npy_intp rows):
+cdef cnp.ndarray take_batch(BufferPool pool, cnp.ndarray like, bint one_item, cnp.npy_intp rows):
     """An array of `rows` rows like those of `like` (one item, or rows along axis 0)."""
-    cdef cnp.npy_intp shape[64]
-    cdef cnp.ndarray kept
+    cdef cnp.npy_intp shape[MAX_DIMENSIONS]
+    cdef cnp.ndarray buffer
     cdef int skip = 0 if one_item else 1
     cdef int dimensions = cnp.PyArray_NDIM(like) - skip + 1
-    cdef int i
+    cdef cnp.npy_intp size = rows * bytes_a_row(like, skip)
     shape[0] = rows
-    for i in range(1, dimensions):
-        shape[i] = cnp.PyArray_DIM(like, i - 1 + skip)
-    if rows * bytes_a_row(like, skip) < POOLED_BYTES:
+    memcpy(&shape[1], cnp.PyArray_DIMS(like) + skip, (dimensions - 1) * sizeof(cnp.npy_intp))
+    if size < POOLED_BYTES:
         return new_array(like, dimensions, shape)
-    for i in range(len(pool)):
-        if fits(pool, i, like, dimensions, shape):
-            kept = pool[i]
-            return view_of(kept, cnp.PyArray_BYTES(kept), dimensions, shape)
-    if len(pool) >= POOL_LIMIT:
-        del pool[0]
-    kept = new_array(like, dimensions, shape)
-    pool.append(kept)
-    return view_of(kept, cnp.PyArray_BYTES(kept), dimensions, shape)
-
-
-cdef bint fits(list pool, Py_ssize_t i, cnp.ndarray like, int dimensions, cnp.npy_intp *shape):
-    """Whether a kept array can be the batch: nothing else refers to it, and it has room."""
-    cdef cnp.ndarray kept = pool[i]
-    return (
-        Py_REFCNT(kept) == 2  # the pool's and ours
-        and kept.descr is like.descr
-        and cnp.PyArray_NDIM(kept) == dimensions
-        and cnp.PyArray_DIM(kept, 0) >= shape[0]
-        and cnp.PyArray_CompareLists(cnp.PyArray_DIMS(kept) + 1, shape + 1, dimensions - 1)
-    )
+    buffer = pool._free_buffer(size)
+    return view_of(buffer, like, pool._aligned(buffer), dimensions, shape)
 
 
 cdef int copy_rows(
@@ -101,7 +85,7 @@ cdef int copy_rows(
     if cnp.PyArray_IS_C_CONTIGUOUS(source):
         row_bytes = bytes_a_row(out, 1)
         target = cnp.PyArray_BYTES(out) + at * row_bytes
-        memcpy(target, cnp.PyArray_BYTES(source) + first * row_bytes, rows * row_bytes)
+        copy(target, cnp.PyArray_BYTES(source) + first * row_bytes, rows * row_bytes)
     elif one_item:
         out[at] = source
     else:
@@ -116,31 +100,33 @@ cdef bint may_share(cnp.ndarray result, Py_ssize_t references) noexcept:
     referred to by nobody but the `references` that its holders know of.
     """
     return (
-        bytes_a_row(result, 1) >= SHARED_BYTES
+        bytes_a_row(result, 1) >= SHARED_ROW_BYTES
         and Py_REFCNT(result) <= references
         and cnp.PyArray_CHKFLAGS(result, cnp.NPY_ARRAY_OWNDATA | cnp.NPY_ARRAY_CARRAY)
-        and not PyDataType_REFCHK(cnp.PyArray_DESCR(result))
+        and not has_references(result)
     )
 
 
 cdef object rows_of(cnp.ndarray result, cnp.npy_intp at, cnp.npy_intp rows, bint one_item, bint share):
     """Row `at` of a result as an item, or `rows` rows from there as an array."""
     cdef cnp.ndarray out
-    cdef cnp.npy_intp shape[64]
+    cdef cnp.npy_intp shape[MAX_DIMENSIONS]
     cdef int dimensions = cnp.PyArray_NDIM(result)
     cdef int skip = 1 if one_item else 0
     cdef cnp.npy_intp row_bytes
     cdef int i
     if one_item and dimensions == 1:
+        if cnp.PyArray_TYPE(result) == cnp.NPY_VOID:
+            return result[at].copy()  # a structured scalar is a view of its array
         return PyArray_ToScalar(cnp.PyArray_BYTES(result) + at * cnp.PyArray_STRIDE(result, 0), result)
-    if not cnp.PyArray_IS_C_CONTIGUOUS(result) or PyDataType_REFCHK(cnp.PyArray_DESCR(result)):
+    if not cnp.PyArray_IS_C_CONTIGUOUS(result) or has_references(result):
         return (result[at] if one_item else result[at : at + rows]).copy()
     row_bytes = bytes_a_row(result, 1)
     shape[0] = rows
     for i in range(skip, dimensions):
         shape[i - skip] = rows if i == 0 else cnp.PyArray_DIM(result, i)
     if share:
-        return view_of(result, cnp.PyArray_BYTES(result) + at * row_bytes, dimensions - skip, shape)
+        return view_of(result, result, cnp.PyArray_BYTES(result) + at * row_bytes, dimensions - skip, shape)
     out = new_array(result, dimensions - skip, shape)
-    memcpy(cnp.PyArray_BYTES(out), cnp.PyArray_BYTES(result) + at * row_bytes, rows * row_bytes)
+    copy(cnp.PyArray_BYTES(out), cnp.PyArray_BYTES(result) + at * row_bytes, rows * row_bytes)
     return out

@@ -40,7 +40,8 @@ from batching._native.calls cimport (
     take_lock,
     wake,
 )
-from batching._native.arrays cimport PyDataType_REFCHK, copy_rows, may_share, rows_of, take_batch
+from batching._native.arrays cimport copy_rows, may_share, rows_of, take_batch
+from batching._native.rows cimport BufferPool, has_references
 from c_scheduler cimport *
 
 from batching._native.scheduler import Scheduler
@@ -138,7 +139,7 @@ cdef class Engine(NativeEngine):
     cdef list _plain_descrs
     cdef int _plain_used
     cdef int _plain_next
-    cdef list _buffers         # batch arrays that may be used again
+    cdef BufferPool _buffers   # batch arrays that may be used again
 
     def __init__(self, *, signature, runner, options, inline=False, clock=None):
         self._owner = Scheduler(one_call_a_batch=signature is None, **options.for_scheduler())
@@ -159,7 +160,7 @@ cdef class Engine(NativeEngine):
         self._blocked = []
         self._groups = {}
         self._plain_descrs = [None] * PLAIN_KEYS
-        self._buffers = []
+        self._buffers = BufferPool()
         self.set_options(options)
 
     def __reduce__(self):
@@ -263,7 +264,7 @@ cdef class Engine(NativeEngine):
         cdef int dimensions = cnp.PyArray_NDIM(x) - skip
         cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(x) + skip
         cdef PlainKey *known
-        if dimensions < 0 or dimensions > PLAIN_DIMENSIONS or PyDataType_REFCHK(cnp.PyArray_DESCR(x)):
+        if dimensions < 0 or dimensions > PLAIN_DIMENSIONS or has_references(x):
             return 0
         call.plain = True
         call.rows = cnp.PyArray_DIM(x, 0) if skip else 1

@@ -42,9 +42,7 @@ cdef extern from "numpy/arrayobject.h":
 
 __all__ = ["VIEW_ROW_BYTES", "BufferPool", "is_sole_reference", "join_arrays", "join_blocks", "split_blocks", "split_rows"]
 
-# From this many bytes a row on, rows of a result that nobody else refers to are views of it:
-# the copy would cost more than making the array (`bench/bench_payloads.py`, section views).
-VIEW_ROW_BYTES = 32768
+VIEW_ROW_BYTES = SHARED_ROW_BYTES
 
 cdef enum:
     MAX_NDIM = 64  # numpy's own limit since 2.0; 32 before
@@ -54,7 +52,7 @@ cdef enum:
     WASTE = 4
 
 
-cdef inline cnp.ndarray _new(cnp.ndarray like, int ndim, const cnp.npy_intp *shape):
+cdef cnp.ndarray new_array(cnp.ndarray like, int ndim, const cnp.npy_intp *shape):
     """A new C-contiguous array of the dtype of `like`."""
     cdef cnp.PyArray_Descr *descr = cnp.PyArray_DESCR(like)
     Py_INCREF(<object>descr)
@@ -63,10 +61,10 @@ cdef inline cnp.ndarray _new(cnp.ndarray like, int ndim, const cnp.npy_intp *sha
 
 cdef inline bint _is_plain(cnp.ndarray array):
     """Whether the array's bytes in order are its rows in order."""
-    return PyArray_IS_C_CONTIGUOUS(array) and not _has_references(array)
+    return PyArray_IS_C_CONTIGUOUS(array) and not has_references(array)
 
 
-cdef inline bint _has_references(cnp.ndarray array):
+cdef bint has_references(cnp.ndarray array):
     # A StringDType's values point into an arena of its own, so a copy of them is no value.
     return PyDataType_REFCHK(cnp.PyArray_DESCR(array)) or cnp.PyArray_TYPE(array) == NPY_VSTRING
 
@@ -125,10 +123,10 @@ def join_arrays(list arrays not None, cnp.ndarray out=None):
             raise ValueError(f"at most {MAX_NDIM - 1} axes, got {ndim}")
         shape[0] = n
         memcpy(&shape[1], cnp.PyArray_DIMS(first), ndim * sizeof(cnp.npy_intp))
-        out = _new(first, ndim + 1, shape)
+        out = new_array(first, ndim + 1, shape)
     else:
         _check_out(out, first, n, 0)
-    plain = not _has_references(first)
+    plain = not has_references(first)
     cdef size_t row_bytes = cnp.PyArray_NBYTES(first)
     cdef bt_span *spans = <bt_span *>malloc(n * sizeof(bt_span))
     if spans == NULL:
@@ -177,7 +175,7 @@ def join_blocks(list blocks not None, cnp.ndarray out=None):
     cdef cnp.npy_intp start, rows
     cdef cnp.npy_intp shape[MAX_NDIM]
     cdef size_t row_bytes = cnp.PyArray_ITEMSIZE(first)
-    cdef bint plain = not _has_references(first)
+    cdef bint plain = not has_references(first)
     cdef bt_span *spans = <bt_span *>malloc(n * sizeof(bt_span))
     if spans == NULL:
         raise MemoryError()
@@ -208,7 +206,7 @@ def join_blocks(list blocks not None, cnp.ndarray out=None):
         if out is None:
             memcpy(shape, cnp.PyArray_DIMS(first), ndim * sizeof(cnp.npy_intp))
             shape[0] = total
-            out = _new(first, ndim, shape)
+            out = new_array(first, ndim, shape)
         else:
             _check_out(out, first, total, 1)
         if plain:
@@ -301,7 +299,7 @@ cdef bint _may_share(cnp.ndarray batch, Py_ssize_t rows):
         rows > 0
         and cnp.PyArray_CHKFLAGS(batch, cnp.NPY_ARRAY_OWNDATA | cnp.NPY_ARRAY_WRITEABLE)
         and PyArray_IS_C_CONTIGUOUS(batch)
-        and cnp.PyArray_NBYTES(batch) // rows >= <cnp.npy_intp>VIEW_ROW_BYTES
+        and cnp.PyArray_NBYTES(batch) // rows >= SHARED_ROW_BYTES
     )
 
 
@@ -326,7 +324,7 @@ cdef list _copies(cnp.ndarray batch, Py_ssize_t n, const cnp.npy_intp *rows, int
         for i in range(n):
             if rows != NULL:
                 shape[0] = rows[i]
-            part = _new(batch, ndim, shape)
+            part = new_array(batch, ndim, shape)
             spans[i].data = cnp.PyArray_DATA(part)
             spans[i].bytes = cnp.PyArray_NBYTES(part)
             Py_INCREF(part)
@@ -358,9 +356,6 @@ cdef class BufferPool:
         keep: buffers to hold on to at most.
     """
 
-    cdef list _buffers
-    cdef Py_ssize_t _keep
-
     def __cinit__(self, Py_ssize_t keep=2):
         self._buffers = []
         self._keep = keep
@@ -375,13 +370,20 @@ cdef class BufferPool:
         cdef Py_ssize_t size = dtype.itemsize
         for length in shape:
             size *= length
-        cdef object buffer = self._free_buffer(size + ALIGNMENT)
-        cdef Py_ssize_t offset = -<Py_ssize_t><size_t>cnp.PyArray_DATA(<cnp.ndarray>buffer) & (ALIGNMENT - 1)
+        cdef cnp.ndarray buffer = self._free_buffer(size)
+        cdef Py_ssize_t offset = self._aligned(buffer) - <char *>cnp.PyArray_DATA(buffer)
         return buffer[offset : offset + size].view(dtype).reshape(shape)
 
-    cdef object _free_buffer(self, Py_ssize_t size):
+    cdef char *_aligned(self, cnp.ndarray buffer):
+        """The first byte of a buffer that is a multiple of ALIGNMENT."""
+        cdef size_t address = <size_t>cnp.PyArray_DATA(buffer)
+        return <char *>((address + ALIGNMENT - 1) & ~<size_t>(ALIGNMENT - 1))
+
+    cdef cnp.ndarray _free_buffer(self, Py_ssize_t size):
+        """A buffer of at least `size` bytes after its first aligned one."""
         cdef Py_ssize_t i
         cdef PyObject *candidate
+        size += ALIGNMENT
         for i in range(PyList_GET_SIZE(self._buffers)):
             candidate = PyList_GET_ITEM(self._buffers, i)
             # 1: this list. Every view holds a reference to the buffer itself.

@@ -41,6 +41,7 @@ class _Recipe:
     """
 
     _class_options: ClassVar[BatchOptions] = BatchOptions()
+    _clock: Callable[[], int] | None = None  # nanoseconds, in tests; None: CLOCK_MONOTONIC
     _local: _Local | None
     _bind: Callable[[Any], None]
     _bound: Callable[[], Any]
@@ -131,7 +132,7 @@ class _Recipe:
             signature = self._signature()
             if state.recipe is None:
                 state.recipe = dict(self.__dict__)
-            self._bind(start(Hooks(self, self._hook()), signature, state.options))
+            self._bind(start(Hooks(self, self._hook()), signature, state.options, clock=self._clock))
 
     def close(self, timeout_s: float | None = None) -> None:
         """Refuses new calls, answers what was accepted, then runs ``_shutdown``.

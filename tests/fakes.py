@@ -26,6 +26,9 @@ class FakeClock:
         self.now_ns += int(ms * 1e6) + ns
 
 
+_STANDS_STILL = FakeClock()
+
+
 class ExpectedBatch:
     """A batch that the model was given and has not answered yet."""
 
@@ -56,10 +59,15 @@ class ExpectedBatch:
 
 
 class ScriptedModel(Runner):
-    """A model whose every batch waits for the test to say what it returns."""
+    """A model whose every batch waits for the test to say what it returns.
 
-    def __init__(self, **kwargs: Any) -> None:
+    Its engine's clock stands still, so that no batch costs anything and nothing that is
+    learned changes what runs together; ``clock=None`` is for tests of real deadlines.
+    """
+
+    def __init__(self, clock: FakeClock | None = _STANDS_STILL, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._clock = clock
         self.batches: queue.SimpleQueue[ExpectedBatch] = queue.SimpleQueue()
 
     def _run_batch(self, *args: Any, **kwargs: Any) -> Any:

@@ -36,8 +36,9 @@ def model() -> Iterator[Callable[..., ScriptedModel]]:
     """Makes scripted models; at the end of the test each is closed, its batches echoed."""
     made: list[ScriptedModel] = []
 
-    def make(**options: Any) -> ScriptedModel:
-        made.append(ScriptedModel(options=BatchOptions(**options)))
+    def make(*, real_time: bool = False, **options: Any) -> ScriptedModel:
+        clock = {"clock": None} if real_time else {}
+        made.append(ScriptedModel(options=BatchOptions(**options), **clock))
         return made[-1]
 
     yield make
@@ -263,7 +264,7 @@ def test_a_full_queue_refuses_at_once_and_says_how_full_it_is(model):
 
 
 def test_a_deadline_passes_while_the_batch_runs_and_nobody_else_notices(model):
-    runner = model()
+    runner = model(real_time=True)
     blocked = Caller(runner.run, "slow", deadline_ms=20)
     batch = runner.expect_batch()
     with pytest.raises(DeadlineExceeded, match="20 ms"):
@@ -275,7 +276,7 @@ def test_a_deadline_passes_while_the_batch_runs_and_nobody_else_notices(model):
 
 
 def test_a_deadline_passes_in_the_queue_and_the_call_never_reaches_the_model(model):
-    runner = model()
+    runner = model(real_time=True)
     first, batch = busy(runner)
 
     async def late() -> None:
@@ -293,7 +294,7 @@ def test_a_deadline_passes_in_the_queue_and_the_call_never_reaches_the_model(mod
 
 
 def test_deadline_ms_replaces_max_latency_ms(model):
-    runner = model(max_latency_ms=10)
+    runner = model(max_latency_ms=10, real_time=True)
     with pytest.raises(DeadlineExceeded, match="10 ms"):
         runner.run("a")
     patient = Caller(runner.run, "b", deadline_ms=1e9)
@@ -644,7 +645,7 @@ async def _swallow(call: Any) -> Any:
 
 
 def test_close_answers_what_was_accepted_and_refuses_what_comes_later(model):
-    runner = model()
+    runner = model(real_time=True)
     first, batch = busy(runner)
     second = Caller(runner.run, "second")
     queued(runner, 1)

@@ -133,3 +133,18 @@ def test_texts_of_variable_length_are_joined_as_values():
     texts = np.array(["a" * 40, "b" * 50, "c"], dtype=np.dtypes.StringDType())
     with Model(lambda x: x) as model:
         assert model.run_batch(texts).tolist() == texts.tolist()
+
+
+def test_a_structured_scalar_is_no_view_of_the_result():
+    pairs = np.array([(1, 2.0), (3, 4.0)], dtype=[("a", "i4"), ("b", "f8")])
+    kept: list[np.ndarray] = []
+
+    def keep(x: np.ndarray) -> np.ndarray:
+        kept.append(x)
+        return x
+
+    with Model(keep) as model:
+        answer = model.run(pairs[:1].reshape(()))
+        kept[0]["a"] = 9
+        assert answer["a"] == 1
+        np.testing.assert_array_equal(model.run_batch(pairs), pairs)

@@ -2,10 +2,9 @@
 
 cimport numpy as cnp
 
-cdef extern from "numpy/arrayobject.h":
-    bint PyDataType_REFCHK(cnp.PyArray_Descr *descr) nogil
+from batching._native.rows cimport BufferPool
 
-cdef cnp.ndarray take_batch(list pool, cnp.ndarray like, bint one_item, cnp.npy_intp rows)
+cdef cnp.ndarray take_batch(BufferPool pool, cnp.ndarray like, bint one_item, cnp.npy_intp rows)
 cdef int copy_rows(
     cnp.ndarray out, cnp.npy_intp at, cnp.ndarray source, bint one_item, cnp.npy_intp first, cnp.npy_intp rows
 ) except -1
