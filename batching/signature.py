@@ -22,15 +22,13 @@ import numpy as np
 
 from batching.binding import Binding, Plan, Slot
 from batching.errors import InvalidPayload, RunnerError
+from batching.keys import Keys
 from batching.payloads import Encoded, Fixed, InvalidResult, Kind, Piece, Registry, Var
 from batching.payloads.canonical import dumps, freeze, loads, thaw
 from batching.payloads.padding import Pad
 from batching.results import Results, portable
 
 __all__ = ["Described", "Encoded", "InvalidResult", "Payload", "Signature"]
-
-_CACHE_ENTRIES = 1024
-_MAX_KEY_BYTES = 1 << 20
 
 
 class Payload:
@@ -125,8 +123,7 @@ class Signature:
         self._group_by = group_by
         self.grouped = group_by is not None
         self.simple = False
-        self._keys: dict[Hashable, bytes] = {}
-        self._parsed: dict[tuple[bytes, bool], Any] = {}
+        self._keys = Keys()
 
     # --- a call ------------------------------------------------------------------------------
 
@@ -265,7 +262,7 @@ class Signature:
         Raises:
             InvalidPayload: something cannot be pickled, or must be and may not.
         """
-        key = self._dumps(payload.key)
+        key = self._keys.dumps(payload.key)
         buffers: list[Fixed | Var] = []
         for kind, batch in payload.batches:
             buffers += kind.encode(kind.key(batch), batch, allow_pickle=allow_pickle)
@@ -292,7 +289,10 @@ class Signature:
             InvalidPayload: key and buffers do not fit, or pickle is needed and not allowed.
             RunnerError: the runner's `group_by` raised.
         """
-        if self._group_by is None or self._parse(key, allow_pickle, self._read_call_key).bucket is not None:
+        if (
+            self._group_by is None
+            or self._keys.read(key, allow_pickle, self._read_call_key).bucket is not None
+        ):
             return key
         names, tokens, _ = loads(key)
         _, batches, _ = self._decode_call(key, buffers, rows, allow_pickle)
@@ -301,7 +301,7 @@ class Signature:
     def _decode_call(
         self, key: bytes, buffers: Sequence[Fixed | Var], rows: int, allow_pickle: bool
     ) -> tuple[list[Slot], list[tuple[Kind, Any]], list[Any]]:
-        parsed = self._parse(key, allow_pickle, self._read_call_key)
+        parsed = self._keys.read(key, allow_pickle, self._read_call_key)
         batches = _decode_all(parsed.arguments, buffers, rows, allow_pickle)
         return parsed.slots, batches, [thaw(token, allow_pickle=allow_pickle) for token in parsed.statics]
 
@@ -339,7 +339,7 @@ class Signature:
                 buffers += kind.encode(key, output, allow_pickle=allow_pickle)
             except InvalidPayload as error:
                 raise InvalidResult(f"_run_batch returned what cannot travel: {error}") from None
-        return Encoded(self._dumps((int(isinstance(result, tuple)), tuple(tokens))), rows, buffers)
+        return Encoded(self._keys.dumps((int(isinstance(result, tuple)), tuple(tokens))), rows, buffers)
 
     def decode_result(
         self, key: bytes, buffers: Sequence[Fixed | Var], rows: int, *, allow_pickle: bool = True
@@ -349,7 +349,7 @@ class Signature:
         Raises:
             InvalidPayload: key and buffers do not fit, or pickle is needed and not allowed.
         """
-        several, kinds = self._parse(key, allow_pickle, self._read_result_key)
+        several, kinds = self._keys.read(key, allow_pickle, self._read_result_key)
         outputs = [batch for _, batch in _decode_all(kinds, buffers, rows, allow_pickle)]
         return tuple(outputs) if several else outputs[0]
 
@@ -359,37 +359,6 @@ class Signature:
         if not kinds or (len(kinds) > 1 and not several):
             raise ValueError(f"{len(kinds)} outputs")
         return bool(several), kinds
-
-    def _dumps(self, key: Hashable) -> bytes:
-        """The key as bytes; each is made once."""
-        data = self._keys.get(key)
-        if data is None:
-            data = dumps(key)
-            if len(data) > _MAX_KEY_BYTES:
-                raise InvalidPayload(
-                    f"columns, categories and static arguments take {len(data)} bytes, "
-                    f"at most {_MAX_KEY_BYTES} can travel"
-                )
-            if len(self._keys) >= _CACHE_ENTRIES:
-                self._keys.clear()
-            self._keys[key] = data
-        return data
-
-    def _parse(self, key: bytes, allow_pickle: bool, read: Callable[[Any, bool], Any]) -> Any:
-        """What `read` makes of a key; each is read once."""
-        known = (bytes(key), allow_pickle)
-        parsed = self._parsed.get(known)
-        if parsed is None:
-            try:
-                parsed = read(loads(key), allow_pickle)
-            except InvalidPayload:
-                raise
-            except Exception as error:
-                raise InvalidPayload(f"not a key: {bytes(key[:80])!r}") from error
-            if len(self._parsed) >= _CACHE_ENTRIES:
-                self._parsed.clear()
-            self._parsed[known] = parsed
-        return parsed
 
     # --- the other process -------------------------------------------------------------------
 

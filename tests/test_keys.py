@@ -262,6 +262,25 @@ def test_a_bucket_is_added_where_the_class_is_known() -> None:
     assert signature.regroup(mine.key, mine.buffers, mine.rows) == mine.key
 
 
+def test_the_key_of_a_result_is_none_of_a_call() -> None:
+    signature = Signature(model)
+    result = signature.encode_result([1], 1)
+    assert signature.decode_result(result.key, result.buffers, 1) == [1]
+    with pytest.raises(InvalidPayload, match="not a key"):
+        signature.decode(result.key, result.buffers, 1)
+
+
+def test_keys_without_end_do_not_take_memory_without_end() -> None:
+    signature = Signature(model, static_args=["threshold"])
+    sizes = []
+    for number in range(40):
+        call = signature.describe(([],), {"threshold": str(number) * 500_000}, True)
+        encoded = signature.encode(call.payload)
+        signature.decode(encoded.key, encoded.buffers, 0)
+        sizes.append(sum(len(key[0]) for key in signature._keys._read._known))
+    assert max(sizes) <= 1 << 24
+
+
 @pytest.mark.parametrize("data", [b"", b"[]", b"[1,[],0]", b'[[[["x",9,null]],[],[]],[],0]', b"\xff"])
 def test_what_is_no_signature_is_refused(data) -> None:
     with pytest.raises(InvalidPayload):
