@@ -1,47 +1,127 @@
-"""A forked child and an embedded runner: each process has an engine of its own."""
+"""Forks: the child of a process with a service or a connection is one more client, and stops nothing."""
 
 from __future__ import annotations
 
+import os
+import pickle
+import signal
 import subprocess
 import sys
+import textwrap
+import warnings
+from collections.abc import Callable
+from typing import Any
 
+import models
 import pytest
+from fakes import PATIENCE_S, wait_until
+from scripted import is_alive
 
-PROGRAM = """
-import asyncio, os, warnings
-import numpy as np
-from batching import BatchOptions, Runner
+from batching import Runner, RunnerClosed, connect, runner_service
 
-warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: fork in a process with threads
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(30),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="forks"),
+]
 
-class Tell(Runner):
-    def _setup(self):
-        self.pid = os.getpid()
+
+def in_a_child(work: Callable[[], Any]) -> Any:
+    """What `work` returns in a forked child, which ends as a program ends: with its exit handlers."""
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork of a process with threads: the point
+        pid = os.fork()
+    if not pid:
+        signal.alarm(int(PATIENCE_S))
+        try:
+            result = (work(), None)
+        except BaseException as error:
+            result = (None, error)
+        with open(writer, "wb") as pipe:
+            pickle.dump(result, pipe)
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        result, error = pickle.load(pipe)
+    os.waitpid(pid, 0)
+    if error is not None:
+        raise error
+    return result
+
+
+class Pid(Runner):
     def _run_batch(self, x):
-        return np.full(len(x), self.pid)
-
-async def call(runner):
-    return await runner.async_run(np.zeros(1))
-
-runner = Tell(options=BatchOptions(execution={execution!r}))
-assert runner.run(np.zeros(1)) == asyncio.run(call(runner)) == os.getpid()
-child = os.fork()
-if child == 0:
-    assert runner.run(np.zeros(1)) == asyncio.run(call(runner)) == os.getpid()
-    assert runner.statistics().calls == 2
-    runner.close()
-    os._exit(0)
-_, status = os.waitpid(child, 0)
-assert status == 0, status
-assert runner.run(np.zeros(1)) == os.getpid()
-assert runner.statistics().calls == 3
-print("both")
-"""
+        return [os.getpid() for _ in x]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("execution", ["thread", "inline"])
-def test_a_forked_child_starts_an_engine_of_its_own_at_its_first_call(execution):
-    program = PROGRAM.format(execution=execution)
-    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr, done.returncode) == ("both\n", "", 0)
+def test_the_child_of_a_service_calls_the_parents_workers_and_does_not_stop_them():
+    with runner_service(Pid()) as service:
+        worker = service.run(0)
+
+        def child():
+            answers = [service.run(0), service.run_batch([0, 0])]
+            numbers = service.statistics().workers_ready
+            service.stop()
+            try:
+                service.run(0)
+            except RunnerClosed as error:
+                return answers, numbers, str(error)
+            raise AssertionError
+
+        answers, ready, text = in_a_child(child)
+        assert answers == [worker, [worker, worker]]
+        assert ready == 1
+        assert "was stopped" in text
+        assert service.run(0) == worker
+    assert not is_alive(worker)
+
+
+def test_the_child_of_a_connected_client_connects_anew():
+    with runner_service(models.Double()) as service, connect(service.endpoint, "Double") as handle:
+        assert handle.run(1) == 2
+        assert in_a_child(lambda: [handle.run(2), handle.run(3)]) == [4, 6]
+        assert in_a_child(lambda: connect(service.endpoint, "Double").run(4)) == 8
+        assert handle.run(5) == 10
+
+
+def test_the_child_of_a_child_is_a_client_too():
+    with runner_service(models.Double()) as service:
+        assert in_a_child(lambda: in_a_child(lambda: service.run(2))) == 4
+
+
+def test_a_child_that_lives_on_does_not_keep_the_workers_of_a_dead_parent(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent("""
+        import os, signal, sys, warnings
+        from batching import Runner, runner_service
+        warnings.simplefilter("ignore")
+        class Pid(Runner):
+            def _run_batch(self, x):
+                return [os.getpid() for _ in x]
+        service = runner_service(Pid()).start()
+        worker = service.run(0)
+        child = os.fork()
+        if not child:
+            signal.pause()
+        print(worker, child, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    )
+    with subprocess.Popen([sys.executable, "-P", program], stdout=subprocess.PIPE, text=True) as process:
+        worker, child = (int(word) for word in process.stdout.readline().split())
+        try:
+            wait_until(lambda: not is_alive(worker), "the end of the worker")
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_service_that_was_only_described_can_be_started_in_the_child():
+    service = runner_service(models.Double())
+
+    def child():
+        with service:
+            return service.run(3)
+
+    assert in_a_child(child) == 6

@@ -1,0 +1,276 @@
+"""`connect`: the handshake, the connection's end, and one socket for everybody."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import subprocess
+import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import models
+import numpy as np
+import pytest
+from batching.runner import client
+from fakes import PATIENCE_S, Caller, wait_until
+from proxy import DROP, PASS, TWICE, Proxy
+from scripted import Scripted, script
+
+from batching import (
+    BatchOptions,
+    DeadlineExceeded,
+    InvalidPayload,
+    Runner,
+    RunnerClosed,
+    ServiceUnreachable,
+    connect,
+    runner_service,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(30)]
+
+
+@pytest.fixture
+def test(tmp_path):
+    with script(tmp_path) as own:
+        yield own
+
+
+# ---- the handshake ---------------------------------------------------------------------------
+
+
+def test_nobody_there_is_service_unreachable_within_the_timeout(tmp_path):
+    with pytest.raises(ServiceUnreachable, match=r"no dispatcher answered at ipc:.*within 0\.2 s") as caught:
+        connect(f"ipc://{tmp_path}/nobody", "Echo", timeout_s=0.2)
+    assert isinstance(caught.value, ConnectionError)
+
+
+def test_an_unknown_name_is_refused_at_once_with_both_names():
+    with (
+        runner_service(models.Echo()) as service,
+        pytest.raises(ServiceUnreachable, match="no runner 'Other' here, only 'Echo'"),
+    ):
+        connect(service.endpoint, "Other", timeout_s=PATIENCE_S)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"endpoint": "ftp://x"}, "ftp://x"),
+        ({"keys": "file"}, "not implemented yet"),
+        ({"timeout_s": 0}, "timeout_s must be above 0, got 0"),
+    ],
+)
+def test_a_bad_argument_is_named(arguments, text):
+    with pytest.raises(ValueError, match=text):
+        connect(**{"endpoint": "ipc:///tmp/x", "name": "Echo", **arguments})
+
+
+def test_the_signature_static_arguments_and_options_come_with_the_handshake():
+    with runner_service(models.Scale()) as service, connect(service.endpoint, "Scale") as handle:
+        assert handle.options == models.Scale.options or handle.options.static_args == ("factor",)
+        assert float(handle.run(np.array(2.0), np.array(1.0), factor=3.0)) == 7.0
+        assert float(handle.run(np.array(2.0), np.array(1.0))) == 3.0
+        with pytest.raises(InvalidPayload, match="shift"):
+            handle.run(np.array(2.0))
+
+
+def test_another_process_calls_without_the_runners_class():
+    with runner_service(models.Double()) as service:
+        code = (
+            "import sys, batching, numpy as np\n"
+            f"with batching.connect({service.endpoint!r}, 'Double') as handle:\n"
+            "    print(handle.run(np.arange(3)).tolist(), handle.run_batch([1, 'a']))\n"
+            "assert 'models' not in sys.modules"
+        )
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    assert (done.stdout, done.stderr) == ("[0, 2, 4] [2, 'aa']\n", "")
+
+
+# ---- one socket ------------------------------------------------------------------------------
+
+
+def test_handles_threads_and_loops_share_one_socket():
+    with runner_service(models.Double()) as service:
+        handles = [connect(service.endpoint, "Double") for _ in range(3)]
+        assert len({id(handle._engine_of_close.link) for handle in handles}) == 1
+
+        async def many(handle):
+            return await asyncio.gather(*(handle.async_run(i) for i in range(50)))
+
+        with ThreadPoolExecutor(6) as pool:
+            blocking = [pool.submit(handle.run, 21) for handle in handles]
+            loops = [pool.submit(asyncio.run, many(handle)) for handle in handles]
+            assert all(call.result() == 42 for call in blocking)
+            assert all(call.result() == [2 * i for i in range(50)] for call in loops)
+        for handle in handles:
+            handle.close()
+        assert not client._links._links
+
+
+def test_a_closed_handle_refuses_calls_and_leaves_the_others_alone():
+    with runner_service(models.Double()) as service, connect(service.endpoint, "Double") as kept:
+        closed = connect(service.endpoint, "Double")
+        closed.close()
+        closed.close()
+        with pytest.raises(RunnerClosed, match="connection to 'Double' was closed"):
+            closed.run(1)
+        assert kept.run(1) == 2
+
+
+def test_a_handle_that_closes_fails_its_calls_that_are_out(test):
+    with runner_service(Scripted(test.path)) as service:
+        handle = connect(service.endpoint, "Scripted")
+        call = Caller(handle.run, 1)
+        batch = test.expect_batch()
+        handle.close()
+        with pytest.raises(RunnerClosed, match="was closed"):
+            call.result()
+        batch.echo()
+
+
+# ---- the end of the connection -------------------------------------------------------------------
+
+
+def test_a_lost_connection_fails_the_calls_that_are_out_and_later_calls_connect_anew(test, tmp_path):
+    with runner_service(Scripted(test.path)) as service:
+        proxy = Proxy(tmp_path, service.endpoint)
+        with connect(proxy.endpoint, "Scripted", timeout_s=5) as handle:
+            call = Caller(handle.run, 1)
+            batch = test.expect_batch()
+            proxy.cut()
+            with pytest.raises(ServiceUnreachable, match="lost"):
+                call.result()
+            batch.echo()
+            with Proxy(tmp_path, service.endpoint):
+                assert handle.run("free") == "free"
+
+
+def test_while_nobody_is_there_calls_fail_after_the_handshakes_timeout(tmp_path):
+    with runner_service(models.Echo()) as service:
+        proxy = Proxy(tmp_path, service.endpoint)
+        with connect(proxy.endpoint, "Echo", timeout_s=0.3) as handle:
+            assert handle.run(1) == 1
+            proxy.cut()
+            wait_until(lambda: not answers(handle), "the loss of the connection")
+            with pytest.raises(ServiceUnreachable, match=r"no dispatcher answered .* within 0\.3 s"):
+                handle.run(1)
+
+
+def answers(handle):
+    try:
+        handle.run(1)
+    except ServiceUnreachable:
+        return False
+    return True
+
+
+def test_a_service_that_stops_says_so_to_its_clients(test):
+    service = runner_service(Scripted(test.path)).start()
+    with connect(service.endpoint, "Scripted", timeout_s=0.3) as handle:
+        call = Caller(handle.run, 1)
+        batch = test.expect_batch()
+        stopping = Caller(service.stop)
+        batch.echo()
+        assert call.result() == 1  # it was accepted
+        stopping.result()
+        with pytest.raises(ServiceUnreachable):
+            handle.run(2)
+
+
+def test_messages_that_come_twice_change_no_answer(tmp_path):
+    with (
+        runner_service(models.Double()) as service,
+        Proxy(tmp_path, service.endpoint) as proxy,
+        connect(proxy.endpoint, "Double") as handle,
+    ):
+        proxy.up = proxy.down = TWICE
+        for i in range(30):
+            assert handle.run(i) == 2 * i
+        proxy.up = proxy.down = PASS
+        assert handle.run(5) == 10
+
+
+def test_an_answer_that_is_lost_is_deadline_exceeded_and_the_next_call_is_served(tmp_path):
+    with (
+        runner_service(models.Double()) as service,
+        Proxy(tmp_path, service.endpoint) as proxy,
+        connect(proxy.endpoint, "Double") as handle,
+    ):
+        proxy.down = DROP
+        with pytest.raises(DeadlineExceeded, match="50 ms"):
+            handle.run(1, deadline_ms=50)
+        proxy.down = PASS
+        assert handle.run(2) == 4
+
+
+# ---- calls -----------------------------------------------------------------------------------
+
+
+def test_calls_of_one_turn_leave_as_one_message_and_share_a_batch():
+    class BatchRows(Runner):
+        def _run_batch(self, x):
+            return [len(x)] * len(x)
+
+    async def turn(handle):
+        return await asyncio.gather(*(handle.async_run(i) for i in range(32)))
+
+    with runner_service(BatchRows()) as service, connect(service.endpoint, "BatchRows") as handle:
+        assert asyncio.run(turn(handle)) == [32] * 32
+
+
+def test_a_cancelled_call_leaves_the_queue_of_the_service(test):
+    async def main(service, handle):
+        first = asyncio.ensure_future(handle.async_run(0))
+        batch = await asyncio.to_thread(test.expect_batch)
+        second = asyncio.ensure_future(handle.async_run(1))
+        await asyncio.to_thread(wait_until, lambda: service.statistics().queued_calls == 1, "one call")
+        second.cancel()
+        await asyncio.to_thread(wait_until, lambda: service.statistics().queued_calls == 0, "no call")
+        batch.echo()
+        assert await first == 0
+
+    with runner_service(Scripted(test.path)) as service, connect(service.endpoint, "Scripted") as handle:
+        asyncio.run(main(service, handle))
+
+
+def test_the_budget_of_the_runner_holds_for_connected_calls(test):
+    runner = Scripted(test.path, options=BatchOptions(max_latency_ms=80))
+    with runner_service(runner) as service, connect(service.endpoint, "Scripted") as handle:
+        call = Caller(handle.run, 1)
+        batch = test.expect_batch()
+        with pytest.raises(DeadlineExceeded, match="80 ms"):
+            call.result()
+        batch.echo()
+
+
+def test_an_answered_call_keeps_nothing_alive():
+    class Tagged(np.ndarray):
+        pass
+
+    with runner_service(models.Echo()) as service, connect(service.endpoint, "Echo") as handle:
+        for way in (service, handle):
+            array = np.zeros(100_000)
+            seen = weakref.ref(array)
+            gc.disable()
+            try:
+                way.run(array)
+                del array
+                wait_until(lambda seen=seen: seen() is None, "the end of the payload")
+            finally:
+                gc.enable()
+
+
+def test_statistics_are_the_services():
+    with runner_service(models.Echo()) as service, connect(service.endpoint, "Echo") as handle:
+        handle.run(1)
+        service.run(1)
+        assert handle.statistics().answered == 2
+        assert handle.statistics().groups == 1
