@@ -10,6 +10,7 @@
 #define UNIT_LIMIT 1e12f
 /* What the population loses of its excess over the last peak with each completion. */
 #define POPULATION_FADE 0.25
+#define SURPRISE_SHARE (1.0 / 16.0)
 /* The evidence forgets within so many arrivals. One arrival says so much at most, and the
  * returns model, which needs a few batches to learn what the gaps model learns within one, is
  * never ruled out further than so. */
@@ -131,7 +132,10 @@ void bt_arrivals_arrived(bt_arrivals *a, bt_crowd *c, int64_t now_ns) {
     /* Calls of one instant were made together: they say nothing about either model. */
     if (c->completions > 0 && now_ns > c->arrived_ns) judge(a, c, missing);
     if (c->arrivals > 0) a->gaps.came[c->gap_bin] += a->gaps.unit;
-    if (c->completions > 0 && missing > 0.0) a->returns.came[c->return_bin] += a->returns.unit;
+    if (c->completions > 0) {
+        if (missing > 0.0) a->returns.came[c->return_bin] += a->returns.unit;
+        else c->surprise += SURPRISE_SHARE * (1.0 - c->surprise);
+    }
     c->returns_survival = c->gaps_survival = 0.0f;
     fade(&a->gaps, GAPS_FADE);
     c->arrived_ns = now_ns;
@@ -151,6 +155,7 @@ void bt_arrivals_completed(bt_arrivals *a, bt_crowd *c, int64_t now_ns, int64_t 
     bt_arrivals_advance(a, c, now_ns);
     fade(&a->returns, RETURNS_FADE);
     c->population -= POPULATION_FADE * (c->population - (double)c->peak);
+    c->surprise -= SURPRISE_SHARE * c->surprise;
     c->inside = c->inside > answered ? c->inside - answered : 0;
     c->peak = c->inside;
     c->completed_ns = now_ns;

@@ -18,6 +18,9 @@
 #define BT_BINS 112  /* of time: bin 0 is below 1.024 us, then 4 an octave */
 #define BT_CROWDS 32 /* groups that are followed at once; others are served without waiting */
 
+/* A population that is exceeded in fewer of the rounds is known. */
+#define BT_RARELY 0.1
+
 /* Of those at risk when a bin of time began, how many came within it. */
 typedef struct {
     float came[BT_BINS];
@@ -40,6 +43,7 @@ typedef struct {
     int gap_bin;
     float returns_survival; /* log of: no arrival since the last one, by each model */
     float gaps_survival;
+    double surprise;        /* share of the rounds in which more came than the population, fading */
     int worth_waiting;      /* in the long run, by bt_wait_plan */
     int64_t held_since_ns;  /* 0: no batch is held open */
 } bt_crowd;

@@ -215,8 +215,8 @@ static int64_t wanted_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_vie
 }
 
 /* Why a batch is released that the rule does not want to hold. */
-static bt_release reason_of(const bt_policy *p, const bt_crowd *c) {
-    if (bt_arrivals_missing(c) <= 0.0 && c->population > 1.5 && bt_arrivals_belief(&p->arrivals) > 0.5) {
+static bt_release reason_of(const bt_crowd *c) {
+    if (bt_arrivals_missing(c) <= 0.0 && c->population > 1.5 && c->surprise < BT_RARELY) {
         return BT_RELEASE_EVERYONE_HERE;
     }
     return c->held_since_ns ? BT_RELEASE_HOLD_EXPIRED : BT_RELEASE_WORKER_FREE;
@@ -257,7 +257,7 @@ bt_hold bt_policy_hold(bt_policy *p, int64_t now_ns, const bt_view *view) {
     int64_t cap_ns = o->max_wait_ns < 0 || view->oldest_arrival_ns > INT64_MAX - o->max_wait_ns
                          ? INT64_MAX
                          : view->oldest_arrival_ns + o->max_wait_ns;
-    bt_release reason = reason_of(p, c);
+    bt_release reason = reason_of(c);
     if (until_ns > now_ns || until_ns == latest_ns) {
         if (cap_ns < until_ns) until_ns = cap_ns, reason = BT_RELEASE_CAP;
         if (latest_ns <= until_ns) until_ns = latest_ns, reason = BT_RELEASE_BUDGET;

@@ -36,7 +36,7 @@ static int64_t share(const bt_costs *costs, const bt_load *load, const bt_flight
                      int64_t now_ns) {
     double rows = (double)load->rows, slope = 2.0 * costs->model->row_ns;
     double fair = ceil((double)load->rows_all / (double)load->total_slots);
-    if (load->rows <= 1 || rows <= fair || slope <= 0.0) return load->rows;
+    if (load->rows <= 1 || rows <= fair || slope <= 0.0 || !costs->model->two_sizes) return load->rows;
     double times[2 * BT_FLIGHTS];
     int count = free_times(load, flights, flight_count, now_ns, times);
     double sum = 0.0, level = 0.0;

@@ -164,6 +164,7 @@ int64_t bt_wait_decide(const bt_arrivals *a, const bt_crowd *c, const bt_costs *
     double missing = bt_arrivals_missing(c);
     double belief = bt_arrivals_belief(a);
     double best = 0.0;
+    if (missing <= 0.0 && c->surprise < BT_RARELY) return m->now_ns; /* everyone is here */
     if (missing > 0.0 && c->worth_waiting && c->completions > 0) {
         best = gain_by_returns(a, c, costs, m, missing, belief, &until_ns);
     }
@@ -205,7 +206,7 @@ static double round_trip(const bt_costs *costs, const float *survival, double he
 
 void bt_wait_plan(const bt_arrivals *a, bt_crowd *c, const bt_costs *costs, int64_t total_slots) {
     double callers = c->population / (double)total_slots;
-    if (callers < 2.0 || costs->model->batches == 0) {
+    if (callers < 1.2 || costs->model->batches == 0) {
         c->worth_waiting = callers > 1.0;
         return;
     }

@@ -50,16 +50,17 @@ class Engine:
         """`callers` call, one after another, as soon as they are answered; so many rounds."""
         self.call(callers)
         for _ in range(count):
-            while self.decide().action == "run":
-                pass
+            if not self.ends:
+                self.run()
             for _ in range(self.finish()):
                 self.now += apart_ns
                 self.call()
                 self.decide()
 
     def drain(self) -> None:
-        while self.ends or self.scheduler.statistics()["queued_calls"]:
-            if self.ends and self.decide().action != "run":
+        """Runs what is queued; nobody calls again."""
+        while self.scheduler.statistics()["queued_calls"] or self.ends:
+            if len(self.ends) == self.workers or (self.ends and self.decide().action != "run"):
                 self.finish()
             elif not self.ends:
                 self.run()
@@ -184,7 +185,7 @@ def test_a_hold_leaves_time_for_the_batch_before_the_tightest_deadline(engine):
 
 @pytest.mark.parametrize(("queued", "taken"), [(17, 16), (31, 31)])
 def test_padding_up_and_releasing_less_are_weighed_by_cost(queued, taken):
-    engine = Engine(allowed_rows=(8, 16, 32), max_batch_rows=32, cost=lambda rows: MS + MS * rows)
+    engine = Engine(allowed_rows=(8, 16, 32), max_batch_rows=32, cost=lambda rows: 32 * MS + MS * rows)
     for _ in range(4):
         for count in (8, 16, 32):
             engine.call(count)
@@ -196,7 +197,7 @@ def test_padding_up_and_releasing_less_are_weighed_by_cost(queued, taken):
 
 
 def test_a_burst_is_shared_by_free_workers_when_that_is_faster():
-    engine = Engine(workers=4, cost=lambda rows: MS + MS * rows)
+    engine = Engine(workers=4, cost=lambda rows: 2 * MS + MS * rows)
     learn_two_sizes(engine)
     engine.call(16)
     sizes = [engine.run().rows for _ in range(4)]

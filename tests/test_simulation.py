@@ -1,0 +1,181 @@
+"""The simulator: the same scheduler, a clock of its own, and small independent models to agree with."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from batching import BatchOptions
+from batching.runner.cli_simulate import simulate_command
+from batching.simulation import ClosedLoop, FixedWindow, Greedy, simulate
+from batching.simulation_inputs import read_cost, read_trace
+
+MOST = 8
+
+
+def cost(rows, rng=None):
+    return 0.001 + 0.0005 * rows
+
+
+def trace(calls=300, rate=3000.0, seed=3):
+    return np.round(np.cumsum(np.random.default_rng(seed).exponential(1 / rate, calls)), 9)
+
+
+def by_hand(times, workers, wait_s, size):
+    """Latencies of a queue with a window (wait 0: greedy), batch by batch, in plain Python."""
+    free, head, latency = [0.0] * workers, 0, []
+    while head < len(times):
+        slot = min(range(workers), key=free.__getitem__)
+        full = times[head + size - 1] if head + size <= len(times) else math.inf
+        start = max(free[slot], times[head], min(times[head] + wait_s, full))
+        count = min(MOST, int(np.searchsorted(times, start + 1e-12, side="right")) - head)
+        free[slot] = start + cost(count)
+        latency += [free[slot] - times[head + i] for i in range(count)]
+        head += count
+    return np.array(latency)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(
+    ("policy", "wait_s", "size"), [(Greedy(), 0.0, 1), (FixedWindow(wait_ms=2.0, size=4), 0.002, 4)]
+)
+def test_greedy_and_fixed_windows_agree_with_a_model_by_hand(workers, policy, wait_s, size):
+    times = trace()
+    outcome = simulate(times, cost, options=BatchOptions(max_batch_size=MOST), workers=workers, policy=policy)
+    assert outcome.latency_s == pytest.approx(by_hand(times, workers, wait_s, size), abs=1e-6)
+
+
+def closed(seed):
+    loop = ClosedLoop(callers=5, think=lambda rng: rng.exponential(0.001))
+    return simulate(loop, lambda rows, rng: cost(rows) * rng.uniform(0.9, 1.1), requests=500, seed=seed)
+
+
+def test_the_same_seed_gives_the_same_outcome_and_another_does_not():
+    assert np.array_equal(closed(1).latency_s, closed(1).latency_s)
+    assert not np.array_equal(closed(1).latency_s, closed(2).latency_s)
+
+
+def test_workers_are_separate_devices():
+    times = np.zeros(2)
+    one, two = (
+        simulate(times, cost, options=BatchOptions(max_batch_size=1), workers=workers) for workers in (1, 2)
+    )
+    assert one.latency_s == pytest.approx([cost(1), 2 * cost(1)])
+    assert two.latency_s == pytest.approx([cost(1), cost(1)])
+
+
+def test_rows_fill_batches():
+    outcome = simulate(np.zeros(4), cost, rows=[3, 3, 3, 3], options=BatchOptions(max_batch_size=6))
+    assert outcome.batch_rows.sum() == 12
+    assert outcome.batch_rows.max() <= 6
+
+
+def test_refused_and_expired_calls_have_no_latency_and_nobody_is_answered_late():
+    options = BatchOptions(max_batch_size=MOST, max_latency_ms=20)
+    outcome = simulate(trace(calls=3000), cost, options=options)
+    answered = outcome.latency_s[~np.isnan(outcome.latency_s)]
+    assert 0 < len(answered) < 3000
+    assert answered.max() <= 0.020
+    assert outcome.arrival_s == pytest.approx(trace(calls=3000))
+
+
+def test_the_queue_is_bounded_only_if_the_options_say_so():
+    crowd = np.zeros(100)
+    bounded = simulate(crowd, cost, options=BatchOptions(max_batch_size=MOST, max_queue_rows=MOST))
+    assert np.isnan(bounded.latency_s).any()
+    assert not np.isnan(simulate(np.zeros(70_000), cost).latency_s).any()
+
+
+def test_a_closed_loop_of_one_has_the_latency_of_its_batches():
+    outcome = simulate(ClosedLoop(1, lambda rng: 0.001), cost, requests=100)
+    assert outcome.latency_s == pytest.approx(np.full(100, cost(1)))
+    assert outcome.duration_s == pytest.approx(100 * (0.001 + cost(1)))
+
+
+def test_release_reasons_count_every_batch():
+    outcome = closed(1)
+    assert sum(outcome.release_reasons.values()) == len(outcome.batch_rows) == len(outcome.batch_start_s)
+
+
+@pytest.mark.parametrize(
+    "arrivals",
+    [[1.0, 0.5], [-1.0], [float("nan")], np.zeros((2, 2))],
+    ids=["descending", "negative", "nan", "2d"],
+)
+def test_arrivals_that_are_no_trace_are_refused(arrivals):
+    with pytest.raises(ValueError, match="arrivals"):
+        simulate(arrivals, cost)
+
+
+def test_a_cost_that_is_no_duration_is_refused_with_its_value():
+    with pytest.raises(ValueError, match="-1"):
+        simulate([0.0], lambda rows, rng: -1)
+
+
+def test_an_error_in_the_cost_reaches_the_caller():
+    def broken(rows, rng):
+        raise LookupError("no such size")
+
+    with pytest.raises(LookupError, match="no such size"):
+        simulate([0.0], broken)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows", "seconds"),
+    [("1ms + 20us*n", 10, 0.0012), ("5ms", 3, 0.005), ("2e2ns*n+1s", 10, 1.000002), ("1.5ms*n", 2, 0.003)],
+)
+def test_a_cost_is_read_as_it_is_written(text, rows, seconds):
+    assert read_cost(text)(rows, np.random.default_rng(0)) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "1", "__import__('os')", "1ms - 1us*n", "1 parsec"])
+def test_what_is_no_cost_is_refused(text):
+    with pytest.raises(ValueError, match="is neither"):
+        read_cost(text)
+
+
+def test_measured_costs_are_read_and_interpolated(tmp_path):
+    path = tmp_path / "cost.csv"
+    path.write_text("rows,seconds\n1,0.001\n1,0.001\n4,0.004\n8,0.008\n")
+    measured = read_cost(str(path))
+    rng = np.random.default_rng(0)
+    assert [measured(rows, rng) for rows in (1, 2, 8, 16)] == pytest.approx([0.001, 0.002, 0.008, 0.016])
+
+
+def test_a_trace_is_sorted_and_starts_at_zero(tmp_path):
+    path = tmp_path / "trace.csv"
+    path.write_text("seconds,rows\n12.5,2\n12.0,1\n")
+    times, rows = read_trace(path)
+    assert times.tolist() == [0.0, 0.5]
+    assert rows.tolist() == [1, 2]
+
+
+def test_a_line_that_is_not_numbers_is_named(tmp_path):
+    path = tmp_path / "trace.csv"
+    path.write_text("0.1\nsoon\n")
+    with pytest.raises(ValueError, match="line 2: 'soon'"):
+        read_trace(path)
+
+
+def test_the_command_line_says_what_to_expect(tmp_path):
+    path = tmp_path / "trace.csv"
+    path.write_text("\n".join(str(time) for time in trace()))
+    done = CliRunner().invoke(
+        simulate_command,
+        [str(path), "--cost", "1ms + 500us*n", "--max-batch-size", "8", "--max-latency-ms", "50"],
+    )
+    assert done.exit_code == 0, done.output
+    assert "300 calls" in done.output
+    assert "engine" in done.output
+    assert "greedy" in done.output
+
+
+def test_the_command_line_explains_a_cost_that_it_does_not_understand(tmp_path):
+    path = tmp_path / "trace.csv"
+    path.write_text("0\n1\n")
+    done = CliRunner().invoke(simulate_command, [str(path), "--cost", "cheap"])
+    assert done.exit_code == 1
+    assert "'cheap'" in done.output
