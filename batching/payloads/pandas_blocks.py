@@ -21,7 +21,7 @@ from .pandas_columns import codec_of, column_array
 from .pandas_layout import Columns, FrameLayout
 from .pandas_tokens import column_token
 
-__all__ = ["PRIVATE", "build", "content", "recognise"]
+__all__ = ["PRIVATE", "build", "build_series", "content", "recognise"]
 
 _CACHE_ENTRIES = 512
 
@@ -57,6 +57,14 @@ def content(frame: Any, layout: FrameLayout) -> Columns:
 def build(layout: FrameLayout, columns: Columns, index: Any) -> Any:
     """A frame over the arrays, which are its own from now on."""
     return _private_build(layout, columns, index) if PRIVATE else _public_build(layout, columns, index)
+
+
+def build_series(array: Any, name: Any) -> Any:
+    """A Series over an array of exactly its dtype, which is its own from now on."""
+    index = pd.RangeIndex(len(array))
+    if PRIVATE:
+        return _private_series(array, name, index)
+    return pd.Series(array, index=index, name=name, dtype=array.dtype)
 
 
 def _layout(frame: Any) -> FrameLayout:
@@ -183,6 +191,13 @@ _STORED: dict[str, Callable[[Any, int], Any]] = {
 # --- the private way: making ------------------------------------------------------------------
 
 
+def _private_series(array: Any, name: Any, index: Any) -> Any:
+    manager = _SeriesManager.from_array(array, index)
+    series = pd.Series._from_mgr(manager, manager.axes)
+    series._name = name
+    return series
+
+
 class _Step(NamedTuple):
     """How one block is made: of which field or other, and placed where."""
 
@@ -306,6 +321,11 @@ def _private_way_works() -> bool:
     text = FrameLayout.of(frame.columns[12:13], [frame["s"].dtype])
     if not _private_build(text, texts, pd.RangeIndex(2)).equals(frame[["s"]]):
         return False
+    for name in frame.columns:
+        column = frame[name]
+        series = _private_series(column_array(column).copy(), name, pd.RangeIndex(2))
+        if not series.equals(column) or series.dtype != column.dtype or series.name != name:
+            return False
     return all(each.equals(frame) and list(each.dtypes) == list(frame.dtypes) for each in built)
 
 
@@ -313,6 +333,7 @@ try:
     from pandas._libs.internals import BlockPlacement as _BlockPlacement
     from pandas.core.internals.blocks import get_block_type as _block_type
     from pandas.core.internals.managers import BlockManager as _Manager
+    from pandas.core.internals.managers import SingleBlockManager as _SeriesManager
 
     PRIVATE = _private_way_works()
 except Exception:

@@ -17,7 +17,7 @@ from batching.errors import InvalidPayload
 from .canonical import freeze, thaw
 from .kinds import Fixed, InvalidResult, Kind, Piece, Var, take_fixed, take_var
 from .numpy_kind import array_over, raw_bytes
-from .pandas_blocks import build, content, recognise
+from .pandas_blocks import build, build_series, content, recognise
 from .pandas_columns import check_codes, codec_of, column_array, decode_values, encode_values
 from .pandas_layout import FrameLayout
 from .pandas_tokens import column_dtype, column_token
@@ -98,7 +98,7 @@ class SeriesKind(Kind):
         return frame
 
     def lower(self, batch: Any) -> Any:
-        return batch.iloc[0]
+        return batch.array[0]
 
     def key(self, batch: Any) -> Hashable:
         return freeze(batch.name), column_token(batch.dtype)
@@ -119,10 +119,11 @@ class SeriesKind(Kind):
         return joined
 
     def cut(self, batch: Any, counts: Sequence[int], *, owned: bool) -> list[Any]:
+        array = column_array(batch)
         parts = []
         first = 0
         for rows in counts:
-            parts.append(batch.iloc[first : first + rows].copy())
+            parts.append(build_series(array[first : first + rows].copy(), batch.name))
             first += rows
         return parts
 
@@ -138,15 +139,14 @@ class SeriesKind(Kind):
         codec = codec_of(dtype)
         if codec.role in ("text", "pickle"):
             array = decode_values(take_var(buffers, rows), dtype, codec.role, allow_pickle=allow_pickle)
-        else:
-            parts = [
-                array_over(take_fixed(buffers, part.itemsize, rows), part, (rows,))
-                for part in codec.storage(dtype)
-            ]
-            if codec.role == "codes":
-                check_codes(parts[0], dtype)
-            array = codec.whole(dtype, parts)
-        return pd.Series(array, index=pd.RangeIndex(rows), name=name, dtype=dtype)
+            return pd.Series(array, index=pd.RangeIndex(rows), name=name, dtype=dtype)
+        parts = [
+            array_over(take_fixed(buffers, part.itemsize, rows), part, (rows,))
+            for part in codec.storage(dtype)
+        ]
+        if codec.role == "codes":
+            check_codes(parts[0], dtype)
+        return build_series(codec.whole(dtype, parts), name)
 
     def index(self, batch: Any) -> Any:
         return batch.index
