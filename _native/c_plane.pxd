@@ -97,7 +97,7 @@ cdef extern from "plane.h" nogil:
         bt_event *next
         bt_event_kind kind
         char *token
-        const char *why
+        char *why
         uint64_t client
         uint64_t request
         bt_message *message
@@ -108,10 +108,12 @@ cdef extern from "plane.h" nogil:
         uint32_t workers
         uint32_t clients
         uint64_t keys
+        uint32_t calls
 
     bt_plane *bt_plane_new(const bt_plane_options *options)
     void bt_plane_free(bt_plane *p)
     void bt_plane_run(bt_plane *p)
+    void bt_plane_close(bt_plane *p)
     int bt_plane_command(
         bt_plane *p, bt_command_kind kind, const char *token, bt_message *message, int64_t number
     )
@@ -121,6 +123,7 @@ cdef extern from "plane.h" nogil:
     void bt_plane_unlock(bt_plane *p)
     void bt_plane_count(const bt_plane *p, bt_plane_counters *out)
     const char *bt_plane_check(const bt_plane *p)
+    size_t bt_plane_workers(const bt_plane *p, uint32_t *pids, size_t capacity)
 
 
 cdef extern from "wake.h" nogil:

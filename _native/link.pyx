@@ -607,7 +607,7 @@ cdef class PipeEngine(NativeEngine):
 
     cdef object _any(self, Call call, bt_message *message, bt_wire_rows *rows):
         cdef bytes key = PyBytes_FromStringAndSize(<const char *>rows.key, rows.key_bytes)
-        cdef list buffers = gathered(message, rows, rows.rows, self.fixed, self.var)
+        cdef list buffers = gathered(message, rows, rows.rows, self.fixed, self.var, None)
         part = self.signature.decode_result(key, buffers, rows.rows, allow_pickle=self.allow_pickle)
         if type(part) is np.ndarray and len(buffers) == 1 and key not in self.answer_keys:
             self._learn(key, part, buffers[0])
@@ -630,6 +630,10 @@ cdef class PipeEngine(NativeEngine):
 
 
 _NOTHING = np.empty(0, dtype=np.uint8)
+_BYTE = np.dtype(np.uint8)
+
+# From so many bytes on memory is copied without the GIL, pooled, and sent in frames.
+cdef size_t LARGE = 1 << 18
 
 
 cdef int64_t budget_ns(Call call) noexcept:
@@ -646,9 +650,9 @@ cdef int _check_size(Py_ssize_t rows, size_t size, size_t row_bytes, size_t key_
     return 0
 
 
-cdef list gathered(bt_message *message, bt_wire_rows *rows, uint32_t padded, fixed, var):
-    """Every buffer's data in one piece of aligned, writable memory of its own, the last
-    row repeated until there are `padded` of them."""
+cdef list gathered(bt_message *message, bt_wire_rows *rows, uint32_t padded, fixed, var, pool):
+    """Every buffer's data in one piece of aligned, writable memory of its own (large ones from the
+    pool, if there is one), the last row repeated until there are `padded` of them."""
     cdef bt_wire_walk walk
     cdef bt_wire_buffer b
     cdef list buffers = []
@@ -671,9 +675,12 @@ cdef list gathered(bt_message *message, bt_wire_rows *rows, uint32_t padded, fix
                     last = 0
         else:
             last = <uint64_t>b.row_bytes
-        data = np.empty(b.bytes + last * missing, dtype=np.uint8)
+        if pool is not None and b.bytes > LARGE:
+            data = pool.take(_BYTE, (b.bytes + last * missing,))
+        else:
+            data = np.empty(b.bytes + last * missing, dtype=np.uint8)
         at = <uint8_t *>cnp.PyArray_DATA(data)
-        if b.bytes > 1 << 18:
+        if b.bytes > LARGE:
             with nogil:
                 bt_copy_range(message, &b, 0, b.bytes, at)
         else:
@@ -716,7 +723,8 @@ cdef class LinkSocket:
 
     def __dealloc__(self):
         bt_inbox_free(&self.inbox)
-        bt_wake_close(&self.wake)
+        if not self.closed:
+            bt_wake_close(&self.wake)
         pthread_mutex_destroy(&self.lock)
 
     def __reduce__(self):
@@ -733,16 +741,19 @@ cdef class LinkSocket:
             error = bt_message_send(message, self.raw, NULL, 0)
             # Sending handles libzmq's own signals too: the waiter may have lost its own.
             more = (bt_zmq_events(self.raw) & BT_ZMQ_POLLIN) != 0
+        if (more or error) and not self.closed:
+            bt_wake_signal(&self.wake)
         pthread_mutex_unlock(&self.lock)
         bt_message_drop(message)
-        if more or error:
-            bt_wake_signal(&self.wake)
         if error:
             self.lost = True
 
     def interrupt(self):
         """Has `receive` return."""
-        bt_wake_signal(&self.wake)
+        pthread_mutex_lock(&self.lock)
+        if not self.closed:
+            bt_wake_signal(&self.wake)
+        pthread_mutex_unlock(&self.lock)
 
     def receive(self, int64_t until_ns):
         """Waits for messages until the time (CLOCK_MONOTONIC; -1: for ever), an interrupt or the
@@ -779,9 +790,11 @@ cdef class LinkSocket:
             again = False
 
     def close(self):
-        """Closes both sockets; sends what libzmq still has for as long as they linger."""
+        """By the thread that waits here. What libzmq still has is sent for as long as the socket lingers."""
         pthread_mutex_lock(&self.lock)
-        self.closed = True
+        if not self.closed:
+            self.closed = True
+            bt_wake_close(&self.wake)
         pthread_mutex_unlock(&self.lock)
         self._socket.disable_monitor()
         self._monitor.close()
@@ -829,7 +842,7 @@ def new_message(frames):
 
 # ---- a worker's messages ---------------------------------------------------------------
 
-def read_batches(uintptr_t address, fixed, var):
+def read_batches(uintptr_t address, fixed, var, pool):
     """What a dispatcher sent, and lets go of it: a list of
 
     (BATCH, id, rows, padded rows, key, buffers), the buffers in memory of their own, the last row
@@ -841,6 +854,7 @@ def read_batches(uintptr_t address, fixed, var):
     cdef bt_body body
     cdef int step
     cdef list records = []
+    drop_returned()
     try:
         if bt_packet_open(&packet, message.frame[0].data, message.frame[0].bytes, message.frames) != 0:
             return []
@@ -854,7 +868,7 @@ def read_batches(uintptr_t address, fixed, var):
                 records.append((
                     record.type, record.id, body.rows.rows, body.rows.padded_rows,
                     PyBytes_FromStringAndSize(<const char *>body.rows.key, body.rows.key_bytes),
-                    gathered(message, &body.rows, body.rows.padded_rows, fixed, var),
+                    gathered(message, &body.rows, body.rows.padded_rows, fixed, var, pool),
                 ))
             elif record.type == BT_ERROR:
                 records.append((record.type, record.id, _text(body.error.texts[0], body.error.text_bytes[0])))
@@ -864,8 +878,12 @@ def read_batches(uintptr_t address, fixed, var):
         bt_message_drop(message)
 
 
-def new_result(uint64_t id_, uint32_t rows, bytes key, buffers, var):
-    """The address of a message with a RESULT of the first `rows` rows of the buffers, copied.
+def new_result(uint64_t id_, uint32_t rows, bytes key, buffers, var, pool, bint owned):
+    """The address of a message with a RESULT of the first `rows` rows of the buffers.
+
+    They are copied, unless they are large and owned: then nobody else changes them, and they are sent
+    from where they are. Large ones leave in frames of some rows each, so that no process
+    that they pass has to map a block of memory of the whole size anew for each batch.
 
     Raises:
         ValueError: it is above a limit of the protocol.
@@ -875,6 +893,7 @@ def new_result(uint64_t id_, uint32_t rows, bytes key, buffers, var):
     cdef list parts = []
     cdef cnp.ndarray data, lengths
     cdef size_t total = 0
+    drop_returned()
     for buffer in buffers:
         data = np.frombuffer(buffer.data, dtype=np.uint8) if memoryview(buffer.data).nbytes else _NOTHING
         if isinstance(buffer, var):
@@ -883,29 +902,61 @@ def new_result(uint64_t id_, uint32_t rows, bytes key, buffers, var):
             parts.append((-1, size, data, lengths))
             total += size + 4 * rows + 16
         else:
-            parts.append((buffer.row_bytes, buffer.row_bytes * rows, data, None))
-            total += buffer.row_bytes * rows + 8
+            size = buffer.row_bytes * rows
+            if size > LARGE and not owned:
+                data = pooled_copy(pool, data, size)
+            parts.append((buffer.row_bytes, size, data, None))
+            total += size + 8
     total += 64 + 16 * len(parts) + len(key)
     if total > 0x7F000000 or len(parts) > 4096 or len(key) > 1 << 20:
         raise ValueError(f"a result of {total} bytes in {len(parts)} buffers is above what one message can hold")
+    cdef uint32_t frames = 0, all_frames = 0
+    cdef size_t frame_bytes, at, left
     memset(&out, 0, sizeof(out))
     bt_outgoing_start(&out)
-    bt_writer_reserve(&out.w, total)
+    bt_writer_reserve(&out.w, min(total, LARGE))
     bt_write_rows_begin(&out.w, BT_RESULT, id_, -1, rows, rows, 0, <uint16_t>len(parts), <uint32_t>len(key), 0)
     for row_bytes, size, data, _ in parts:
-        bt_write_descriptor(&out.w, size, row_bytes, 0)
+        frames = 0
+        if row_bytes > 0 and size > LARGE:
+            frame_bytes = rows_per_frame(row_bytes) * <size_t>row_bytes
+            frames = <uint32_t>((<size_t>size + frame_bytes - 1) // frame_bytes)
+        bt_write_descriptor(&out.w, size, row_bytes, frames)
     bt_write_padded(&out.w, PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
-    for _, size, data, maybe in parts:
+    for row_bytes, size, data, maybe in parts:
+        if row_bytes > 0 and size > LARGE:
+            frame_bytes = rows_per_frame(row_bytes) * <size_t>row_bytes
+            at, left = 0, size
+            while left:
+                lend(&out, data, <char *>cnp.PyArray_DATA(data) + at, min(frame_bytes, left))
+                all_frames += 1
+                at += min(frame_bytes, left)
+                left -= min(frame_bytes, left)
+            continue
         if maybe is not None:
             lengths = maybe
             bt_write_padded(&out.w, cnp.PyArray_DATA(lengths), 4 * <size_t>rows)
         write_bytes(&out.w, cnp.PyArray_DATA(data), size)
-    bt_write_rows_end(&out.w, 0)
+    bt_write_rows_end(&out.w, <uint16_t>all_frames)
     message = bt_outgoing_take(&out)
     bt_outgoing_free(&out)
     if message is NULL:
         raise MemoryError("no memory for a result")
     return <uintptr_t>message
+
+
+cdef size_t rows_per_frame(int32_t row_bytes) noexcept:
+    """As many as make a frame of half a megabyte; with 2 GiB in a message, 4096 frames a buffer at most."""
+    return max(<size_t>(1 << 19) // <size_t>row_bytes, 1)
+
+
+cdef cnp.ndarray pooled_copy(pool, cnp.ndarray data, size_t size):
+    cdef cnp.ndarray copy = pool.take(_BYTE, (size,))
+    cdef void *to = cnp.PyArray_DATA(copy)
+    cdef void *source = cnp.PyArray_DATA(data)
+    with nogil:
+        memcpy(to, source, size)
+    return copy
 
 
 cdef int write_bytes(bt_writer *w, void *data, size_t size) except -1:

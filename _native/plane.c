@@ -1,6 +1,7 @@
 /* The native plane's thread: what wakes it, and one turn of its work. */
 #include "plane.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,8 +29,8 @@ void bt_plane_event(bt_plane *p, bt_event_kind kind, const char *token, const ch
         return;
     }
     e->kind = kind;
-    e->why = why;
     e->message = message;
+    if (why != NULL) snprintf(e->why, sizeof e->why, "%s", why);
     if (token != NULL) memcpy(e->token, token, BT_TOKEN_BYTES);
     tell(p, e);
 }
@@ -75,8 +76,9 @@ int bt_plane_command(bt_plane *p, bt_command_kind kind, const char *token, bt_me
     }
     pthread_mutex_lock(&p->gate);
     refused |= p->closed;
-    int first = p->commands == NULL;
     if (!refused) {
+        /* Inside the gate: a plane that has ended gives its descriptor back. */
+        if (p->commands == NULL) bt_wake_signal(&p->wake);
         *p->last_command = c;
         p->last_command = &c->next;
     }
@@ -86,7 +88,6 @@ int bt_plane_command(bt_plane *p, bt_command_kind kind, const char *token, bt_me
         free(c);
         return -1;
     }
-    if (first) bt_wake_signal(&p->wake);
     return 0;
 }
 
@@ -121,14 +122,22 @@ static void read_token(const bt_wire_greeting *g, char *token)
     }
 }
 
-static const char *refusal(const bt_plane *p, const bt_wire_greeting *g)
+/* Why the greeting is not taken, in `text`; 0 if it is. */
+static int refused(const bt_plane *p, const bt_wire_greeting *g, char *text, size_t size)
 {
     if (g->lowest_version > BT_WIRE_VERSION || g->highest_version < BT_WIRE_VERSION)
-        return "this protocol version is not spoken here, only 1";
-    if (g->name_bytes != p->name_bytes || memcmp(g->name, p->name, p->name_bytes) != 0)
-        return "no runner of this name here";
-    if (g->role == BT_ROLE_DISPATCHER) return "only clients and workers say HELLO";
-    return p->state == BT_OPEN ? NULL : "the service is closing";
+        snprintf(text, size, "protocol versions %u to %u asked for, %u spoken here", g->lowest_version,
+                 g->highest_version, BT_WIRE_VERSION);
+    else if (g->name_bytes != p->name_bytes || memcmp(g->name, p->name, p->name_bytes) != 0)
+        snprintf(text, size, "no runner '%.*s' here, only '%s'", (int)g->name_bytes, (const char *)g->name,
+                 p->name);
+    else if (g->role == BT_ROLE_DISPATCHER)
+        snprintf(text, size, "only clients and workers say HELLO");
+    else if (p->state != BT_OPEN)
+        snprintf(text, size, "the service of '%s' is closing", p->name);
+    else
+        return 0;
+    return 1;
 }
 
 static void read_monitor(bt_plane *p);
@@ -152,8 +161,8 @@ static bt_peer *add_peer(bt_plane *p, const bt_wire_greeting *g, const void *ide
 
 static void greet(bt_plane *p, bt_message *m, const void *identity, size_t bytes, const bt_wire_greeting *g)
 {
-    const char *why = refusal(p, g);
-    if (why != NULL) {
+    char why[BT_MAX_NAME_BYTES * 2 + 64];
+    if (refused(p, g, why, sizeof why)) {
         bt_plane_reply(p, identity, bytes, BT_E_UNREACHABLE, why);
         return;
     }
@@ -506,6 +515,14 @@ void bt_plane_free(bt_plane *p)
     free(p);
 }
 
+void bt_plane_close(bt_plane *p)
+{
+    pthread_mutex_lock(&p->gate);
+    p->closed = 1;
+    bt_wake_close(&p->wake);
+    pthread_mutex_unlock(&p->gate);
+}
+
 void bt_plane_lock(bt_plane *p) { pthread_mutex_lock(&p->lock); }
 void bt_plane_unlock(bt_plane *p) { pthread_mutex_unlock(&p->lock); }
 
@@ -515,11 +532,23 @@ void bt_plane_count(const bt_plane *p, bt_plane_counters *out)
     out->dropped = p->dropped;
     out->cut_off = p->cut_off;
     out->keys = p->ledger.next_group;
+    out->calls = p->ledger.by_request.count;
     for (const bt_peer *peer = p->peers; peer != NULL; peer = peer->next) {
         if (peer->gone || peer == p->local) continue;
         if (peer->role == BT_ROLE_CLIENT) out->clients++;
         if (peer->role == BT_ROLE_WORKER && !peer->hung) out->workers++;
     }
+}
+
+size_t bt_plane_workers(const bt_plane *p, uint32_t *pids, size_t capacity)
+{
+    size_t n = 0;
+    for (const bt_peer *w = p->workers; w != NULL; w = w->next_worker) {
+        if (w->gone) continue;
+        if (n < capacity) pids[n] = w->pid;
+        n++;
+    }
+    return n;
 }
 
 const char *bt_plane_check(const bt_plane *p)

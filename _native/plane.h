@@ -26,6 +26,7 @@
 typedef struct bt_plane bt_plane;
 
 #define BT_TOKEN_BYTES 64
+#define BT_WHY_BYTES 160
 
 typedef struct {
     const char *name;         /* the runner's */
@@ -64,7 +65,7 @@ typedef struct bt_event {
     struct bt_event *next;
     bt_event_kind kind;
     char token[BT_TOKEN_BYTES];
-    const char *why;
+    char why[BT_WHY_BYTES];
     uint64_t client, request;
     bt_message *message;
 } bt_event;
@@ -75,6 +76,7 @@ typedef struct {
     uint32_t workers;   /* that are connected and not known to hang */
     uint32_t clients;
     uint64_t keys;      /* distinct keys seen, ever */
+    uint32_t calls;     /* without an outcome */
 } bt_plane_counters;
 
 /* NULL when out of memory or descriptors. The options are copied, except the scheduler. */
@@ -82,6 +84,8 @@ bt_plane *bt_plane_new(const bt_plane_options *options);
 /* After bt_plane_run has returned, or was never called. */
 void bt_plane_free(bt_plane *p);
 void bt_plane_run(bt_plane *p);
+/* After bt_plane_run has returned: gives its descriptors back. Commands are refused already. */
+void bt_plane_close(bt_plane *p);
 
 /* From any thread. Takes over the message. 0, or -1 if the plane has ended or
  * there is no memory (the message is dropped). */
@@ -98,5 +102,7 @@ void bt_plane_unlock(bt_plane *p);
 /* Under the lock. */
 void bt_plane_count(const bt_plane *p, bt_plane_counters *out);
 const char *bt_plane_check(const bt_plane *p);
+/* Process ids of the workers, at most `capacity`; returns how many there are. */
+size_t bt_plane_workers(const bt_plane *p, uint32_t *pids, size_t capacity);
 
 #endif

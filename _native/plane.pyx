@@ -12,7 +12,7 @@ Why this shape  everything that happens once per request is C. What happens once
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
@@ -134,7 +134,7 @@ cdef class Plane:
             else:
                 events.append((
                     KINDS[<int>event.kind], (<bytes>event.token).decode("utf-8", "replace"),
-                    "" if event.why is NULL else event.why.decode(), <uintptr_t>event.message,
+                    (<bytes>event.why).decode("utf-8", "replace"), <uintptr_t>event.message,
                 ))
             event.message = NULL
             bt_event_free(event)
@@ -194,11 +194,26 @@ cdef class Plane:
             # The scheduler may have other options now: let it be asked again.
             bt_plane_command(self._plane, BT_COMMAND_WAKE, b"", NULL, 0)
 
-    def _check(self):
-        """Every invariant, or the sentence that does not hold as an AssertionError."""
+    def close(self):
+        """After `run` has returned: gives the descriptors back."""
+        bt_plane_close(self._plane)
+
+    def inspect(self):
+        """(calls without an outcome, process ids of the workers), after a check of every invariant.
+
+        Raises:
+            AssertionError: with the sentence that does not hold.
+        """
         cdef const char *broken
+        cdef bt_plane_counters c
+        cdef uint32_t pids[1024]
+        cdef size_t count, i
         with nogil:
             bt_plane_lock(self._plane)
         broken = bt_plane_check(self._plane)
+        bt_plane_count(self._plane, &c)
+        count = min(bt_plane_workers(self._plane, pids, 1024), <size_t>1024)
         bt_plane_unlock(self._plane)
-        assert broken is NULL, broken.decode()
+        if broken is not NULL:
+            raise AssertionError(broken.decode())
+        return c.calls, [pids[i] for i in range(count)]

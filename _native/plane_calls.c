@@ -418,7 +418,9 @@ void bt_plane_leave(bt_plane *p, bt_peer *peer)
 
 void bt_plane_kill_hung(bt_plane *p, int64_t now_ns)
 {
+    char why[BT_WHY_BYTES], text[BT_WHY_BYTES + 40];
     if (p->run_timeout_ns < 0) return;
+    snprintf(why, sizeof why, "its batch took longer than run_timeout_ms=%g", (double)p->run_timeout_ns * 1e-6);
     for (bt_peer *w = p->workers; w != NULL; w = w->next_worker) {
         if (w->hung || w->gone) continue;
         int late = 0;
@@ -426,11 +428,13 @@ void bt_plane_kill_hung(bt_plane *p, int64_t now_ns)
         if (!late) continue;
         if (w->token[0] != 0) {
             w->hung = 1;
-            bt_plane_event(p, BT_EVENT_KILL, w->token, "its batch took longer than run_timeout_ms", NULL);
+            bt_plane_event(p, BT_EVENT_KILL, w->token, why, NULL);
             continue;
         }
-        bt_plane_reply(p, w->identity, w->identity_bytes, BT_E_UNREACHABLE, "dismissed: the batch took longer than run_timeout_ms");
-        bt_wire_error e = bt_plain_error(BT_E_WORKER_DIED, "a worker was given up: its batch took longer than run_timeout_ms");
+        snprintf(text, sizeof text, "dismissed: %s", why);
+        bt_plane_reply(p, w->identity, w->identity_bytes, BT_E_UNREACHABLE, text);
+        snprintf(text, sizeof text, "a worker was given up: %s", why);
+        bt_wire_error e = bt_plain_error(BT_E_WORKER_DIED, text);
         bt_plane_lose(p, w, &e);
     }
 }

@@ -177,6 +177,14 @@ class Dispatcher:
                 waited = False
         return answer.result() if waited else self._numbers()
 
+    def inspect(self) -> tuple[int, list[int]]:
+        """(calls without an outcome, process ids of the workers), after a check of every invariant.
+
+        For tests, at rest. Raises AssertionError with what does not hold.
+        """
+        self._ledger.scheduler.check()
+        return len(self._ledger), [worker.pid for worker in self._peers.workers]
+
     def drain(self, timeout_s: float | None = None) -> bool:
         """Refuses new calls and waits until those accepted have their answers."""
         with self._gate:

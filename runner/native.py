@@ -17,20 +17,21 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import zmq
 
+from .._native.rows import BufferPool
 from .._native.scheduler import Scheduler
 from ..errors import BatchingError, RunnerClosed, ServiceUnreachable
 from ..options import BatchOptions
-from ..payloads import Fixed, Var
+from ..payloads import Encoded, Fixed, Var
 from ..signature import InvalidResult
 from .connection import Connection
-from .dispatcher import Hooks
+from .dispatcher import Counters, Hooks
 from .failures import error_of
 from .recipe import CallSignature
 from .router import Router
@@ -49,7 +50,7 @@ __all__ = [
     "NativeDispatcher",
     "NativeLink",
     "NativeWorkerLink",
-    "encoded_result",
+    "ResultWriter",
     "native_plane",
 ]
 
@@ -131,6 +132,7 @@ class NativeDispatcher:
 
     def discard(self) -> None:
         """Instead of `start`."""
+        self._plane.close()
         self._router.close()
 
     def engine(
@@ -172,7 +174,18 @@ class NativeDispatcher:
             self._listener.join()
         if self._pipe is not None:
             self._pipe.fail_all(lambda: error_of(failure, allow_pickle=False))
+        self._plane.close()
         self._router.close()
+
+    @property
+    def counters(self) -> Counters:
+        """What went wrong on the wire, ever."""
+        counters = Counters()
+        counters.dropped, counters.cut_off = self._plane.query(lambda _, numbers: numbers[:2])
+        return counters
+
+    def inspect(self) -> tuple[int, list[int]]:
+        return self._plane.inspect()
 
     def _submit(self, message: int) -> None:
         if not self._plane.submit(message) and self._pipe is not None:
@@ -484,6 +497,7 @@ class NativeWorkerLink:
         self._socket: _link.LinkSocket | None = None
         self._batches: deque[NativeBatch] = deque()
         self._leaving = False
+        self._pool = BufferPool(keep=4)
 
     def start(self) -> None:
         self._socket = _link.LinkSocket(*Connection(self._context, self._endpoint).sockets)
@@ -494,7 +508,7 @@ class NativeWorkerLink:
         assert self._socket is not None
         while not self._batches and not self._leaving:
             for message in self._socket.receive(_NEVER):
-                for record in _link.read_batches(message, Fixed, Var):
+                for record in _link.read_batches(message, Fixed, Var, self._pool):
                     self._obey(*record)
             if self._socket.lost:
                 self.refusal = self.refusal or "the connection to the dispatcher was lost"
@@ -525,9 +539,17 @@ class NativeWorkerLink:
                 self.send(Plain(Type.PONG, id_))
 
 
-def encoded_result(batch: NativeBatch, key: bytes, buffers: Sequence[Fixed | Var]) -> int:
-    """A RESULT of the batch's rows, ready for `send`; the buffers are copied. Raises InvalidResult."""
-    try:
-        return _link.new_result(batch.id, batch.rows, key, buffers, Var)
-    except ValueError as error:
-        raise InvalidResult(f"_run_batch returned what cannot be sent: {error}") from None
+class ResultWriter:
+    """Makes RESULT messages, ready for `send`."""
+
+    def __init__(self) -> None:
+        self._pool = BufferPool(keep=4)
+
+    def write(self, batch: NativeBatch, encoded: Encoded, owned: bool) -> int:
+        """Of the batch's rows. The buffers are copied unless they are owned. Raises InvalidResult."""
+        try:
+            return _link.new_result(
+                batch.id, batch.rows, encoded.key, encoded.buffers, Var, self._pool, owned
+            )
+        except ValueError as error:
+            raise InvalidResult(f"_run_batch returned what cannot be sent: {error}") from None

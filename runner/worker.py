@@ -25,8 +25,10 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 import cloudpickle  # type: ignore[import-untyped]
+import numpy as np
 import zmq
 
+from .._native.rows import is_sole_reference
 from ..errors import InvalidPayload, RunnerError
 from ..signature import InvalidResult
 from .buffers import Slicer, contiguous, join
@@ -35,7 +37,7 @@ from .encoding import from_encoded, to_encoded
 from .failures import model_failure
 from .host import AsyncHost, ThreadHost, host_of
 from .mailbox import Mailbox
-from .native import NativeBatch, NativeWorkerLink, encoded_result, native_plane
+from .native import NativeBatch, NativeWorkerLink, ResultWriter, native_plane
 from .recipe import model_of, signature_of
 from .wire import Buffer, Code, Failure, Greeting, Plain, Record, Role, Rows, Type
 
@@ -96,9 +98,30 @@ class NativeModel(Model):
             batch.key, batch.buffers, _model_rows(batch), allow_pickle=self._allow_pickle
         )
 
-    def _result(self, batch: Any, result: Any) -> Any:
-        encoded = self._signature.encode_result(result, _model_rows(batch), allow_pickle=self._allow_pickle)
-        return encoded_result(batch, encoded.key, encoded.buffers)
+    def __init__(self, runner: Any, *, allow_pickle: bool) -> None:
+        super().__init__(runner, allow_pickle=allow_pickle)
+        self._writer = ResultWriter()
+
+    def run(self, batch: Any) -> Any:
+        try:
+            args, kwargs = self._arguments(batch)
+            result = [self._run_batch(*args, **kwargs)]
+            # Before the references to the result are counted: a model may return its argument.
+            del args, kwargs
+            return self._written(batch, result)
+        except BaseException as error:
+            return _failure(batch.id, error, self._hook)
+
+    def _written(self, batch: Any, result: list[Any]) -> int:
+        array = result[0]
+        owned = type(array) is np.ndarray and array.base is None
+        del array
+        # What nobody else can reach is sent from where it is.
+        owned = owned and is_sole_reference(result)
+        encoded = self._signature.encode_result(
+            result[0], _model_rows(batch), allow_pickle=self._allow_pickle
+        )
+        return self._writer.write(batch, encoded, owned)
 
 
 def _model_rows(batch: Rows | NativeBatch) -> int:

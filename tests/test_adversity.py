@@ -468,8 +468,8 @@ def test_cancels_at_every_moment_leave_nothing_behind():
         wait_until(lambda: service.statistics().queued_calls == 0, "an empty queue")
         numbers = service.statistics()
         assert numbers.calls == numbers.answered + numbers.cancelled
-        service._running._dispatcher._ledger.scheduler.check()
-        assert len(service._running._dispatcher._ledger) == 0
+        held, _ = service._running._dispatcher.inspect()
+        assert held == 0
 
 
 def test_random_kills_under_load_answer_every_call_right_or_with_a_typed_error():
@@ -498,7 +498,7 @@ def test_random_kills_under_load_answer_every_call_right_or_with_a_typed_error()
             for round_ in range(6):
                 target = answered[0] + 20
                 wait_until(lambda target=target: answered[0] >= target or bool(wrong), "more answers")
-                pids = [w.pid for w in service._running._dispatcher._peers.workers]
+                _, pids = service._running._dispatcher.inspect()
                 if pids:
                     os.kill(pids[round_ % len(pids)], signal.SIGKILL)
         finally:

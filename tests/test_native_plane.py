@@ -115,7 +115,7 @@ class Service:
         return self.plane.query(lambda scheduler, counters: counters[0])
 
     def close(self):
-        self.plane._check()
+        self.plane.inspect()
         self.plane.end(failure(CLOSED, b"closed"))
         self.thread.join(10)
         for peer in self.peers:
