@@ -46,8 +46,14 @@ double bt_hazard_share(const bt_hazard *h, int bin) {
     return (double)(h->came[bin] / (h->at_risk[bin] + h->unit));
 }
 
+static void count(bt_hazard *h, int bin) {
+    h->came[bin] += h->unit;
+    if (bin > h->last) h->last = bin;
+}
+
 static void fade(bt_hazard *h, float factor) {
     h->unit *= factor;
+    while (h->last > 0 && h->came[h->last] < 0.25f * h->unit) h->last--;
     if (h->unit < UNIT_LIMIT) return;
     for (int i = 0; i < BT_BINS; i++) {
         h->came[i] /= UNIT_LIMIT;
@@ -131,9 +137,9 @@ void bt_arrivals_arrived(bt_arrivals *a, bt_crowd *c, int64_t now_ns) {
     double missing = bt_arrivals_missing(c);
     /* Calls of one instant were made together: they say nothing about either model. */
     if (c->completions > 0 && now_ns > c->arrived_ns) judge(a, c, missing);
-    if (c->arrivals > 0) a->gaps.came[c->gap_bin] += a->gaps.unit;
+    if (c->arrivals > 0) count(&a->gaps, c->gap_bin);
     if (c->completions > 0) {
-        if (missing > 0.0) a->returns.came[c->return_bin] += a->returns.unit;
+        if (missing > 0.0) count(&a->returns, c->return_bin);
         else c->surprise += SURPRISE_SHARE * (1.0 - c->surprise);
     }
     c->returns_survival = c->gaps_survival = 0.0f;

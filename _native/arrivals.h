@@ -25,6 +25,7 @@
 typedef struct {
     float came[BT_BINS];
     float at_risk[BT_BINS];
+    int last;   /* no arrival to speak of came in a later bin */
     float unit; /* the weight of an event now: it grows, so that old events fade */
 } bt_hazard;
 
@@ -46,6 +47,8 @@ typedef struct {
     double surprise;        /* share of the rounds in which more came than the population, fading */
     int worth_waiting;      /* in the long run, by bt_wait_plan */
     int64_t held_since_ns;  /* 0: no batch is held open */
+    int64_t review_ns;      /* the hold is not judged anew before, */
+    int64_t review_calls;   /* nor before so many calls wait */
 } bt_crowd;
 
 typedef struct {

@@ -191,11 +191,18 @@ static int64_t latest_release_ns(const bt_policy *p, const bt_view *view) {
     return view->tightest_deadline_ns - cost_ns - cost_ns / SLACK_SHARE - SLACK_NS;
 }
 
+/* A hold is judged anew when it ends, when almost everyone is here, and as the queue grows by half:
+ * between these it would hardly come out differently. */
+static int still_holds(const bt_crowd *c, int64_t now_ns, int64_t calls) {
+    return c->held_since_ns && now_ns < c->review_ns && calls < c->review_calls && bt_arrivals_missing(c) > 2.0;
+}
+
 /* How long the rule would wait if nothing forbade it. */
 static int64_t wanted_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_view *view, int64_t latest_ns) {
     const bt_policy_options *o = &p->options;
     if (o->objective == BT_THROUGHPUT && latest_ns != INT64_MAX) return latest_ns;
     if (o->objective == BT_THROUGHPUT && o->max_wait_ns >= 0) return INT64_MAX;
+    if (still_holds(c, now_ns, view->queued_calls)) return c->review_ns;
     bt_arrivals_advance(&p->arrivals, c, now_ns);
     double calls = (double)view->queued_calls, rows = fmax(1.0, (double)view->queued_rows);
     bt_moment m = {
@@ -211,7 +218,9 @@ static int64_t wanted_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_vie
         .busy_share = p->busy_share,
     };
     bt_costs costs = costs_of(p);
-    return bt_wait_decide(&p->arrivals, c, &costs, &m);
+    c->review_ns = bt_wait_decide(&p->arrivals, c, &costs, &m);
+    c->review_calls = view->queued_calls + view->queued_calls / 2 + 1;
+    return c->review_ns;
 }
 
 /* Why a batch is released that the rule does not want to hold. */

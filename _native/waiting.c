@@ -66,9 +66,9 @@ static bt_walk walk_from(const bt_hazard *hazard, int64_t since_ns) {
                      .survival = 1.0};
 }
 
-/* One bin further; 0 at the end of time. */
+/* One bin further; 0 where nobody ever came later. */
 static int step(bt_walk *w) {
-    if (w->bin >= BT_BINS - 1) return 0;
+    if (w->bin > w->hazard->last || w->bin >= BT_BINS - 1) return 0;
     int64_t start_ns = bt_bin_start_ns(w->bin), end_ns = bt_bin_start_ns(w->bin + 1);
     double stays = 1.0 - bt_hazard_share(w->hazard, w->bin);
     double part = 1.0;
@@ -92,10 +92,8 @@ static double trust(double seen) {
 
 /* What is saved when `more` rows join the batch, rather than run in one like it later. On a
  * line that is b for each; the table knows steps. */
-static double saved_by(const bt_costs *costs, const bt_moment *m, double alone_ns, double more) {
-    double whole = fmax(1.0, ceil(more));
-    double saved = (1.0 + whole / m->rows) * alone_ns - costs->of(costs->policy, m->rows + whole);
-    return m->calls * saved * more / whole;
+static double saved_by(const bt_costs *costs, const bt_moment *m, double alone_ns, double whole) {
+    return m->calls * ((1.0 + whole / m->rows) * alone_ns - costs->of(costs->policy, m->rows + whole));
 }
 
 static double gain_by_returns(const bt_arrivals *a, const bt_crowd *c, const bt_costs *costs, const bt_moment *m,
@@ -110,7 +108,7 @@ static double gain_by_returns(const bt_arrivals *a, const bt_crowd *c, const bt_
     double alone_ns = costs->of(costs->policy, m->rows);
     double patience_ns = fmax(0.0, PATIENCE * alone_ns - (double)(m->now_ns - m->newest_ns));
     double rows_per_call = m->rows / m->calls;
-    double best = 0.0, spent_ns = 0.0, all_before = 0.0;
+    double best = 0.0, spent_ns = 0.0, all_before = 0.0, whole = 0.0, saved = 0.0;
     bt_walk walk = walk_from(&a->returns, m->now_ns - c->completed_ns);
     while (step(&walk)) {
         double back = fmin(1.0, (1.0 - walk.survival) * out / missing);
@@ -120,7 +118,9 @@ static double gain_by_returns(const bt_arrivals *a, const bt_crowd *c, const bt_
         all_before = all;
         double come = missing * back;
         double more = fmin(come * rows_per_call, m->room_rows);
-        double worth = saved_by(costs, m, alone_ns, more) + come * waited_ns + m->calls * back * patience_ns;
+        double rows = fmax(1.0, ceil(more));
+        if (rows != whole) saved = saved_by(costs, m, alone_ns, whole = rows);
+        double worth = saved * more / whole + come * waited_ns + m->calls * back * patience_ns;
         double gain = trust(walk.seen) * belief * worth - spent_ns * (m->calls + missing - come + m->others);
         if (gain > best) {
             best = gain;
@@ -179,9 +179,7 @@ int64_t bt_wait_decide(const bt_arrivals *a, const bt_crowd *c, const bt_costs *
 
 /* Survival at the start of each bin; returns the last bin in which anybody came. */
 static int survival_of(const bt_hazard *h, float *survival) {
-    int last = 0;
-    for (int i = 0; i < BT_BINS; i++)
-        if (h->came[i] > 0.25f * h->unit) last = i;
+    int last = h->last;
     survival[0] = 1.0f;
     for (int i = 0; i < BT_BINS; i++)
         survival[i + 1] = i <= last ? survival[i] * (1.0f - (float)bt_hazard_share(h, i)) : 0.0f;
@@ -192,9 +190,9 @@ static int survival_of(const bt_hazard *h, float *survival) {
  * batch's callers a share q is not back by then, and a share `later` not even one round after:
  * K = n (1 + q + q * later + ...). Returns K/X, the time from one call of a caller to his next. */
 static double round_trip(const bt_costs *costs, const float *survival, double held_ns, double q, double callers,
-                         double *size) {
+                         double *size, int rounds) {
     double trip = 0.0;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < rounds; i++) {
         double cycle_ns = held_ns + costs->of(costs->policy, fmax(1.0, *size));
         double later = (double)survival[bt_bin_of((int64_t)cycle_ns)];
         double away = q / fmax(1.0 - later, 1e-3);
@@ -215,18 +213,18 @@ void bt_wait_plan(const bt_arrivals *a, bt_crowd *c, const bt_costs *costs, int6
     double think_ns = 0.0, held_ns = 0.0, size = callers / 2.0;
     for (int i = 0; i <= last && i < BT_BINS - 1; i++)
         think_ns += (double)(bt_bin_start_ns(i + 1) - bt_bin_start_ns(i)) * 0.5 * (double)(survival[i] + survival[i + 1]);
-    double never = round_trip(costs, survival, 0.0, 1.0, callers, &size) - think_ns;
+    double never = round_trip(costs, survival, 0.0, 1.0, callers, &size, 3) - think_ns;
     /* Callers that think for so long that they come one by one: not a case for waiting, and not
      * one that this model can judge. The rule of the moment can. */
     c->worth_waiting = c->worth_waiting || size < 1.0;
     if (size < 1.0) return;
     double best = never, before = 0.0;
-    for (int i = 1; i < BT_BINS - 1 && held_ns < never + think_ns; i++) {
+    for (int i = 1; i <= last + 1 && i < BT_BINS - 1 && held_ns < never + think_ns; i++) {
         double q = (double)survival[i];
         double all = exp(-size * q);
         held_ns += (double)(bt_bin_start_ns(i) - bt_bin_start_ns(i - 1)) * (1.0 - 0.5 * (all + before));
         before = all;
-        double latency = round_trip(costs, survival, held_ns, q, callers, &size) - think_ns;
+        double latency = round_trip(costs, survival, held_ns, q, callers, &size, 1) - think_ns;
         if (size * q > FEW * callers) latency *= 1.0 + STRAGGLERS;
         best = fmin(best, latency);
     }
