@@ -156,6 +156,19 @@ def test_fixed_columns_are_one_record_a_row_and_strings_a_blob_each() -> None:
     assert np.frombuffer(text.lengths, "<u4").tolist() == [1, 0xFFFFFFFF]
 
 
+def test_a_row_from_the_wire_is_writable_aligned_and_its_own() -> None:
+    signature = Signature(one)
+    frame = pd.DataFrame({"b": [True], "i": [1], "f": [0.5], "h": np.array([2], dtype="i2"), "g": [1.5]})
+    result = signature.encode_result(frame, 1)
+    parts = [signature.decode_result(result.key, result.buffers, 1) for _ in range(2)]
+    layout = pandas_blocks.recognise(frame)
+    for values in pandas_blocks.content(parts[0], layout).fields:
+        assert values.flags.aligned
+        assert values.flags.writeable
+    parts[0].loc[0, "f"] = 7.0
+    same_frame(parts[1], frame)
+
+
 def test_a_series_is_one_row_whose_columns_have_its_dtype() -> None:
     signature = Signature(one)
     row = pd.Series([1, 2], index=["a", "b"], name="r", dtype="int32")

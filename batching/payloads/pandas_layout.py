@@ -107,9 +107,16 @@ class FrameLayout:
                 self.others.append(Other(column, role))
             else:
                 places += [(part, [column], role, at) for at, part in enumerate(storage(dtype))]
-        for part, columns, role, at in places:
-            self.fields.append(Field(part, tuple(columns), role, at, self.row_bytes))
-            self.row_bytes += part.itemsize * len(columns)
+        # Strictest alignment first: then every field of a single record is aligned where it lies.
+        self._order = sorted(range(len(places)), key=lambda at: -places[at][0].alignment)
+        offsets = [0] * len(places)
+        for at in self._order:
+            offsets[at] = self.row_bytes
+            self.row_bytes += places[at][0].itemsize * len(places[at][1])
+        self.fields = [
+            Field(part, tuple(columns), role, at, offset)
+            for (part, columns, role, at), offset in zip(places, offsets, strict=True)
+        ]
 
     # --- content -----------------------------------------------------------------------------
 
@@ -150,7 +157,7 @@ class FrameLayout:
 
     def _records(self, content: Columns) -> Any:
         if content.rows == 1:
-            return b"".join([field.tobytes() for field in content.fields])
+            return b"".join([content.fields[at].tobytes() for at in self._order])
         records = np.empty((content.rows, self.row_bytes), dtype=np.uint8)
         for values, field in zip(content.fields, self.fields, strict=True):
             end = field.offset + field.storage.itemsize * len(field.columns)
@@ -161,18 +168,29 @@ class FrameLayout:
         fields: list[Any] = []
         if self.fields:
             data = take_fixed(buffers, self.row_bytes, rows)
-            records = np.frombuffer(data, dtype=np.uint8).reshape(rows, self.row_bytes)
-            for storage, columns, role, _, offset in self.fields:
-                end = offset + storage.itemsize * len(columns)
-                values = records[:, offset:end].view(storage).T.copy()
-                if role == "codes":
-                    check_codes(values, self.dtypes[columns[0]])
-                fields.append(values)
+            fields = self._one_row(data) if rows == 1 else self._many_rows(data, rows)
+        for (_, columns, role, _, _), values in zip(self.fields, fields, strict=True):
+            if role == "codes":
+                check_codes(values, self.dtypes[columns[0]])
         others = [
             decode_values(take_var(buffers, rows), self.dtypes[column], role, allow_pickle=allow_pickle)
             for column, role in self.others
         ]
         return Columns(fields, others, rows)
+
+    def _one_row(self, data: Any) -> list[Any]:
+        own = bytearray(data)
+        return [
+            np.frombuffer(own, storage, len(columns), offset).reshape(-1, 1)
+            for storage, columns, _, _, offset in self.fields
+        ]
+
+    def _many_rows(self, data: Any, rows: int) -> list[Any]:
+        records = np.frombuffer(data, dtype=np.uint8).reshape(rows, self.row_bytes)
+        return [
+            records[:, offset : offset + storage.itemsize * len(columns)].view(storage).T.copy()
+            for storage, columns, _, _, offset in self.fields
+        ]
 
 
 def _concatenated(values: list[Any]) -> Any:
