@@ -61,6 +61,7 @@ class Entry:
     key: bytes
     buffers: list[Buffer]
     deadline_ns: int = NONE
+    admitted_ns: int = 0
     id: int = 0
     group: int = 0
     tag: int = 0
@@ -144,6 +145,7 @@ class Ledger:
             entry.origin.fail(self._refusal(admission, entry, now_ns))
             return
         entry.id = admission.id
+        entry.admitted_ns = now_ns
         self._entries[entry.tag] = entry
 
     def cancel(self, entry: Entry) -> None:
@@ -200,9 +202,9 @@ class Ledger:
             entry = self._entries.get(part.tag)
             if entry is not None:
                 self._forget(entry)
-                entry.origin.fail(
-                    Failure(0, Code.DEADLINE_EXCEEDED, "the call had no answer within its deadline")
-                )
+                left_ms = (entry.deadline_ns - entry.admitted_ns) / _NS_PER_MS
+                text = f"the call had no answer within the {left_ms:.3g} ms that it had left"
+                entry.origin.fail(Failure(0, Code.DEADLINE_EXCEEDED, text))
 
     def _refusal(self, admission: Admission, entry: Entry, now_ns: int) -> Failure:
         predicted_ns, rows, limit = admission.predicted_ns, entry.rows, self.max_queue_rows

@@ -142,7 +142,7 @@ def test_a_deadline_is_kept_while_the_batch_hangs(test):
         for way in (service, handle):
             call = Caller(way.run, 1, deadline_ms=100)
             batch = test.expect_batch()
-            with pytest.raises(DeadlineExceeded, match="100 ms"):
+            with pytest.raises(DeadlineExceeded, match=r"no answer within .*ms"):
                 call.result()
             batch.echo()
             assert way.run("free") == "free"

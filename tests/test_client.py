@@ -205,7 +205,7 @@ def test_an_answer_that_is_lost_is_deadline_exceeded_and_the_next_call_is_served
         connect(proxy.endpoint, "Double") as handle,
     ):
         proxy.down = DROP
-        with pytest.raises(DeadlineExceeded, match="50 ms"):
+        with pytest.raises(DeadlineExceeded, match=r"no answer within .*ms"):
             handle.run(1, deadline_ms=50)
         proxy.down = PASS
         assert handle.run(2) == 4
@@ -246,7 +246,7 @@ def test_the_budget_of_the_runner_holds_for_connected_calls(test):
     with runner_service(runner) as service, connect(service.endpoint, "Scripted") as handle:
         call = Caller(handle.run, 1)
         batch = test.expect_batch()
-        with pytest.raises(DeadlineExceeded, match="80 ms"):
+        with pytest.raises(DeadlineExceeded, match=r"no answer within .*ms"):
             call.result()
         batch.echo()
 
