@@ -18,7 +18,15 @@ from batching.errors import InvalidPayload
 from . import pickling
 from .kinds import Var, make_var, refuse_pickle
 
-__all__ = ["Codec", "codec_of", "column_array", "decode_values", "encode_values"]
+__all__ = [
+    "Codec",
+    "categories_of",
+    "check_codes",
+    "codec_of",
+    "column_array",
+    "decode_values",
+    "encode_values",
+]
 
 
 class Codec(NamedTuple):
@@ -76,10 +84,14 @@ def categories_of(dtype: Any) -> int:
     return 0 if dtype.categories is None else len(dtype.categories)
 
 
-def check_codes(codes: Any, dtype: Any) -> None:
+def check_codes(codes: Any, categories: int) -> None:
     """Raise InvalidPayload for a code without a category: pandas would read beyond its table."""
-    if codes.size and (codes.min() < -1 or codes.max() >= categories_of(dtype)):
-        raise InvalidPayload(f"a code is out of the range of {categories_of(dtype)} categories")
+    if codes.size == 1:
+        fine = -1 <= codes.item() < categories
+    else:
+        fine = codes.size == 0 or (codes.min() >= -1 and codes.max() < categories)
+    if not fine:
+        raise InvalidPayload(f"a code is out of the range of {categories} categories")
 
 
 def _zoned_parts(array: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from .canonical import freeze, thaw
 from .kinds import Fixed, InvalidResult, Kind, Piece, Var, take_fixed, take_var
 from .numpy_kind import array_over, raw_bytes
 from .pandas_blocks import build, build_series, content, recognise
-from .pandas_columns import check_codes, codec_of, column_array, decode_values, encode_values
+from .pandas_columns import categories_of, check_codes, codec_of, column_array, decode_values, encode_values
 from .pandas_layout import FrameLayout
 from .pandas_tokens import column_dtype, column_token
 
@@ -145,7 +145,7 @@ class SeriesKind(Kind):
             for part in codec.storage(dtype)
         ]
         if codec.role == "codes":
-            check_codes(parts[0], dtype)
+            check_codes(parts[0], categories_of(dtype))
         return build_series(codec.whole(dtype, parts), name)
 
     def index(self, batch: Any) -> Any:

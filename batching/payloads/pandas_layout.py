@@ -16,7 +16,7 @@ import numpy as np
 from batching.errors import InvalidPayload
 
 from .kinds import Fixed, Var, take_fixed, take_var
-from .pandas_columns import check_codes, codec_of, decode_values, encode_values
+from .pandas_columns import categories_of, check_codes, codec_of, decode_values, encode_values
 from .pandas_tokens import column_dtype, column_token, labels, labels_token
 
 __all__ = ["Columns", "Field", "FrameLayout", "Other"]
@@ -117,6 +117,12 @@ class FrameLayout:
             Field(part, tuple(columns), role, at, offset)
             for (part, columns, role, at), offset in zip(places, offsets, strict=True)
         ]
+        # Which fields are codes, and of how many categories.
+        self._categories = [
+            (at, categories_of(self.dtypes[field.columns[0]]))
+            for at, field in enumerate(self.fields)
+            if field.role == "codes"
+        ]
 
     # --- content -----------------------------------------------------------------------------
 
@@ -169,9 +175,8 @@ class FrameLayout:
         if self.fields:
             data = take_fixed(buffers, self.row_bytes, rows)
             fields = self._one_row(data) if rows == 1 else self._many_rows(data, rows)
-        for (_, columns, role, _, _), values in zip(self.fields, fields, strict=True):
-            if role == "codes":
-                check_codes(values, self.dtypes[columns[0]])
+            for at, categories in self._categories:
+                check_codes(fields[at], categories)
         others = [
             decode_values(take_var(buffers, rows), self.dtypes[column], role, allow_pickle=allow_pickle)
             for column, role in self.others
