@@ -89,6 +89,7 @@ cdef int64_t NS_PER_MS = 1_000_000
 # The longest single wait: what every platform's lock and loop take as a timeout.
 cdef int64_t LONGEST_WAIT_NS = 3_600 * 1_000_000_000
 cdef int64_t SIGNAL_CHECK_NS = 500_000_000
+cdef uint64_t FIRST_BUDGET_CHECK = 8
 
 
 cdef int64_t monotonic_ns() noexcept nogil:
@@ -595,6 +596,8 @@ cdef class ItemHandle:
 
     cdef object _engine
     cdef NativeEngine _native  # the engine, if it is a native one
+    cdef uint64_t _budgeted    # calls with the runner's budget
+    cdef bint _budget_checked
     cdef public object _local
     """What a subclass keeps in this process: outside `__dict__`, which is the user's."""
 
@@ -609,6 +612,10 @@ cdef class ItemHandle:
     def _start(self):
         """Called by the first call when no engine is bound: binds one, or raises."""
         raise RunnerClosed(f"{type(self).__name__} is not started")
+
+    def _check_budget(self):
+        """Called now and then by calls that have the runner's budget; True: no more."""
+        return True
 
     cdef Call _call(self, tuple args, dict kwargs, bint batched):
         cdef Call call
@@ -628,7 +635,16 @@ cdef class ItemHandle:
                 call.named = kwargs
         if call.deadline_ms is None:
             call.deadline_ms = engine.max_latency_ms if self._native is None else self._native.max_latency_ms
+            if call.deadline_ms is not None and not self._budget_checked:
+                self._count_budgeted()
         return call
+
+    cdef int _count_budgeted(self) except -1:
+        """Looks at the budget at every power of two: costs have to be learned first."""
+        self._budgeted += 1
+        if self._budgeted >= FIRST_BUDGET_CHECK and self._budgeted & (self._budgeted - 1) == 0:
+            self._budget_checked = self._check_budget()
+        return 0
 
     def run(self, *args, **kwargs):
         """Runs one item in a batch with everybody else's, and returns its answer.

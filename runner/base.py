@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .._native.calls import Handle, ItemHandle
+from ..budget import warn_if_below_one_row
 from ..embedded import Hooks, start
 from ..errors import RunnerClosed
 from ..options import BatchOptions
@@ -101,6 +102,10 @@ class _Recipe:
         if self._bound() is None:
             self._start()
         return Statistics.from_numbers(self._bound().statistics())
+
+    def _check_budget(self) -> bool:
+        budget_ms = self.options.max_latency_ms
+        return budget_ms is not None and warn_if_below_one_row(self.name, self.statistics(), budget_ms)
 
     # ---- hooks -------------------------------------------------------------------
 

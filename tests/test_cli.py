@@ -10,12 +10,12 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from batching.runner.cli import main
 from click.testing import CliRunner
 from fakes import PATIENCE_S, Caller, wait_until
 from scripted import Script, is_alive, script
 
 from batching import ServiceUnreachable, connect
+from batching.runner.cli import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(30)]
 

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 import models
 import numpy as np
 import pytest
-from batching.runner import client
 from fakes import PATIENCE_S, Caller, wait_until
 from proxy import DROP, PASS, TWICE, Proxy
 from scripted import Scripted, script
@@ -27,6 +26,7 @@ from batching import (
     connect,
     runner_service,
 )
+from batching.runner import client
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(30)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
 import subprocess
@@ -18,7 +19,7 @@ import models
 import numpy as np
 import pytest
 import uvloop
-from fakes import PATIENCE_S, Caller, ScriptedModel, wait_until
+from fakes import PATIENCE_S, Caller, FakeClock, ScriptedModel, wait_until
 
 from batching import (
     BatchOptions,
@@ -301,6 +302,30 @@ def test_deadline_ms_replaces_max_latency_ms(model):
     runner.expect_batch().echo()
     runner.expect_batch().echo()
     assert patient.result() == "b"
+
+
+def test_a_budget_below_the_cost_of_one_row_is_warned_about_once_with_both_numbers():
+    clock = FakeClock()
+
+    class Slow(Runner):
+        _clock = clock
+
+        def _run_batch(self, x: Any) -> Any:
+            clock.advance(ms=10 + len(x))
+            return x
+
+    with Slow(options=BatchOptions(max_latency_ms=5, execution="inline")) as runner:
+
+        def call(rows: int) -> None:
+            with contextlib.suppress(DeadlineExceeded, Overloaded):
+                runner.run_batch([0] * rows)
+
+        for rows in (1, 2, 4, 1, 2, 4, 1):
+            call(rows)
+        with pytest.warns(RuntimeWarning, match=r"'Slow'.*one row takes 1\d(\.\d+)? ms.*max_latency_ms, 5"):
+            call(1)
+        for _ in range(40):
+            call(1)
 
 
 def test_a_cancelled_call_never_reaches_the_model_and_frees_its_place(model):

@@ -9,14 +9,14 @@ import threading
 from pathlib import Path
 
 import pytest
-from batching.runner import supervisor as module
-from batching.runner.endpoints import PrivateDirectory
-from batching.runner.recipe import pickled
-from batching.runner.supervisor import Death, Supervisor, WorkerPlan
 from fakes import PATIENCE_S, wait_until
 from scripted import is_alive
 
 from batching import Runner
+from batching.runner import supervisor as module
+from batching.runner.endpoints import PrivateDirectory
+from batching.runner.recipe import pickled
+from batching.runner.supervisor import Death, Supervisor, WorkerPlan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(30)]
 
