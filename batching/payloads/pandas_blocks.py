@@ -193,7 +193,8 @@ _STORED: dict[str, Callable[[Any, int], Any]] = {
 
 def _private_series(array: Any, name: Any, index: Any) -> Any:
     manager = _SeriesManager.from_array(array, index)
-    series = pd.Series._from_mgr(manager, manager.axes)
+    make: Any = pd.Series
+    series = make._from_mgr(manager, manager.axes)
     series._name = name
     return series
 
