@@ -9,6 +9,7 @@ cdef extern from "wire.h" nogil:
     int BT_PING, BT_PONG, BT_STOP, BT_BYE
 
     int BT_METHOD_STATISTICS
+    int BT_E_DEADLINE
 
     ctypedef int bt_record_type
     ctypedef int bt_wire_verdict

@@ -28,7 +28,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
-from batching._native.calls cimport Call, NativeEngine, Port, monotonic_ns, set_outcome, wake
+from batching._native.calls cimport Call, NativeEngine, Port, late, monotonic_ns, set_outcome, wake
 from c_plane cimport *
 from c_wire cimport *
 
@@ -346,7 +346,7 @@ cdef class Pipe:
         drop_returned()
         if bt_packet_open(&packet, message.frame[0].data, message.frame[0].bytes, message.frames) != 0:
             self.dropped += 1
-            return others
+            return [(BT_ERROR, 0, "the service sent a malformed packet")]
         while True:
             step = bt_packet_next(&packet, &record)
             if step == 0:
@@ -354,7 +354,7 @@ cdef class Pipe:
             if step < 0 or bt_record_check(&record, bt_message_frame_size, message, &body) != 0:
                 # What was read of a server that breaks the rules is settled; the connection is over.
                 self.dropped += 1
-                others.append((BT_ERROR, 0, "the service sent a malformed message"))
+                others.append((BT_ERROR, 0, "the service sent a malformed packet"))
                 break
             if record.type == BT_ANSWER:
                 call = self.free_place(record.id)
@@ -367,7 +367,9 @@ cdef class Pipe:
             elif record.type == BT_ERROR and record.id != 0:
                 call = self.free_place(record.id)
                 if call is not None:
-                    if set_outcome(call, None, self._error(&body.error)):
+                    # Its caller knows its budget by the number that it gave.
+                    error = late(call) if body.error.code == BT_E_DEADLINE else self._error(&body.error)
+                    if set_outcome(call, None, error):
                         settled.append(call)
                 elif <uint32_t>record.id == QUESTION:
                     others.append((BT_ERROR, record.id, _text(body.error.texts[0], body.error.text_bytes[0])))
@@ -846,7 +848,8 @@ def read_batches(uintptr_t address, fixed, var, pool):
     """What a dispatcher sent, and lets go of it: a list of
 
     (BATCH, id, rows, padded rows, key, buffers), the buffers in memory of their own, the last row
-    repeated up to the padded rows; and (type, id, text) for anything else. Empty if broken.
+    repeated up to the padded rows; and (type, id, text) for anything else. Of a message that
+    breaks a rule only (0, id, "") for every batch that could be read of.
     """
     cdef bt_message *message = <bt_message *>address
     cdef bt_packet packet
@@ -854,6 +857,7 @@ def read_batches(uintptr_t address, fixed, var, pool):
     cdef bt_body body
     cdef int step
     cdef list records = []
+    cdef list ids = []
     drop_returned()
     try:
         if bt_packet_open(&packet, message.frame[0].data, message.frame[0].bytes, message.frames) != 0:
@@ -862,8 +866,10 @@ def read_batches(uintptr_t address, fixed, var, pool):
             step = bt_packet_next(&packet, &record)
             if step == 0:
                 return records
+            if step == 1 and record.type == BT_BATCH:
+                ids.append(record.id)
             if step < 0 or bt_record_check(&record, bt_message_frame_size, message, &body) != 0:
-                return []
+                return [(0, id_, "") for id_ in ids]
             if record.type == BT_BATCH:
                 records.append((
                     record.type, record.id, body.rows.rows, body.rows.padded_rows,

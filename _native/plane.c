@@ -279,6 +279,8 @@ static void receive(bt_plane *p, bt_message *m, const void *identity, size_t byt
     int64_t n = check(p, peer, m);
     if (n < 0) {
         p->dropped++;
+        /* A worker's batches would never end: what it meant to say of them is lost. */
+        if (peer != NULL && peer->role == BT_ROLE_WORKER) bt_plane_kill(p, peer, "it sent a malformed packet");
         return;
     }
     for (int64_t i = 0; i < n; i++) {

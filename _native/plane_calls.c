@@ -416,25 +416,33 @@ void bt_plane_leave(bt_plane *p, bt_peer *peer)
     bt_plane_lose(p, peer, &e);
 }
 
+/* A supervised worker is killed by its supervisor, which then tells of its death;
+ * any other is dismissed and given up. */
+void bt_plane_kill(bt_plane *p, bt_peer *worker, const char *why)
+{
+    char text[BT_WHY_BYTES + 40];
+    if (worker->hung || worker->gone) return;
+    if (worker->token[0] != 0) {
+        worker->hung = 1;
+        bt_plane_event(p, BT_EVENT_KILL, worker->token, why, NULL);
+        return;
+    }
+    snprintf(text, sizeof text, "dismissed: %s", why);
+    bt_plane_reply(p, worker->identity, worker->identity_bytes, BT_E_UNREACHABLE, text);
+    snprintf(text, sizeof text, "a worker was given up: %s", why);
+    bt_wire_error e = bt_plain_error(BT_E_WORKER_DIED, text);
+    bt_plane_lose(p, worker, &e);
+}
+
 void bt_plane_kill_hung(bt_plane *p, int64_t now_ns)
 {
-    char why[BT_WHY_BYTES], text[BT_WHY_BYTES + 40];
+    char why[BT_WHY_BYTES];
     if (p->run_timeout_ns < 0) return;
     snprintf(why, sizeof why, "its batch took longer than run_timeout_ms=%g", (double)p->run_timeout_ns * 1e-6);
     for (bt_peer *w = p->workers; w != NULL; w = w->next_worker) {
         if (w->hung || w->gone) continue;
         int late = 0;
         for (uint32_t i = 0; i < w->busy; i++) late |= w->running[i].kill_ns <= now_ns;
-        if (!late) continue;
-        if (w->token[0] != 0) {
-            w->hung = 1;
-            bt_plane_event(p, BT_EVENT_KILL, w->token, why, NULL);
-            continue;
-        }
-        snprintf(text, sizeof text, "dismissed: %s", why);
-        bt_plane_reply(p, w->identity, w->identity_bytes, BT_E_UNREACHABLE, text);
-        snprintf(text, sizeof text, "a worker was given up: %s", why);
-        bt_wire_error e = bt_plain_error(BT_E_WORKER_DIED, text);
-        bt_plane_lose(p, w, &e);
+        if (late) bt_plane_kill(p, w, why);
     }
 }

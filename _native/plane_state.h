@@ -124,6 +124,7 @@ void bt_plane_ended(bt_plane *p, uint64_t batch, bt_finish how, const bt_wire_er
 void bt_plane_fail_all(bt_plane *p, const bt_wire_error *error);
 void bt_plane_leave(bt_plane *p, bt_peer *peer);
 void bt_plane_lose(bt_plane *p, bt_peer *worker, const bt_wire_error *error);
+void bt_plane_kill(bt_plane *p, bt_peer *worker, const char *why);
 void bt_plane_kill_hung(bt_plane *p, int64_t now_ns);
 
 /* An error of this code and text, without anything else. */

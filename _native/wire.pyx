@@ -37,7 +37,7 @@ def parse(frames):
         ``(records, broken, calls)``. A record is ``(type, id, content)``, content None for a
         type that has none. broken is None for a message that keeps every rule, else the name
         in `VERDICTS` of the one that it breaks; records then holds those before the
-        breach, and nobody may act on them. calls are the ids of all CALL records that were read.
+        breach, and nobody may act on them. calls are the ids of all CALL and BATCH records that were read.
     """
     cdef list message = [bytes(frame) for frame in frames]
     cdef bytes head = message[0]
@@ -55,7 +55,7 @@ def parse(frames):
         step = bt_packet_next(&packet, &record)
         if step <= 0:
             return records, VERDICTS[-step] if step else None, calls
-        if record.type == BT_CALL:
+        if record.type == BT_CALL or record.type == BT_BATCH:
             calls.append(record.id)
         verdict = bt_record_check(&record, frame_size, PyBytes_AS_STRING(sizes), &body)
         if verdict:

@@ -35,7 +35,7 @@ from .dispatcher import Counters, Hooks
 from .failures import error_of
 from .recipe import CallSignature
 from .router import Router
-from .wire import VERSION, Failure, Greeting, Packet, Plain, Record, Role, Rows, Type
+from .wire import VERSION, Code, Failure, Greeting, Packet, Plain, Record, Role, Rows, Type
 
 try:
     from .._native import link as _link
@@ -72,7 +72,7 @@ def native_plane() -> bool:
         raise ValueError(f"BATCHING_DATA_PLANE must be native or plain, got {wanted!r}")
     if wanted == "native" and _missing is not None:
         raise _missing
-    return wanted == "native" and _missing is None
+    return wanted != "plain" and _missing is None
 
 
 def _frames(record: Record) -> list[Any]:
@@ -537,6 +537,9 @@ class NativeWorkerLink:
                 self._leaving = True
             case Type.PING:
                 self.send(Plain(Type.PONG, id_))
+            case 0:
+                # Silence would leave the dispatcher waiting for these batches for ever.
+                self.send(Failure(id_, Code.MALFORMED, "malformed batch"))
 
 
 class ResultWriter:

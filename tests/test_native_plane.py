@@ -386,6 +386,17 @@ def test_a_batch_that_takes_too_long_is_reported(start):
     assert service.event()[:2] == ("kill", "w1")
 
 
+def test_a_worker_that_sends_nonsense_is_given_up_and_its_batch_runs_elsewhere(service):
+    client, worker = service.client(), service.worker()
+    client.call(1)
+    worker.next()
+    worker.socket.send(b"nonsense")
+    assert worker.next()[2][0] == UNREACHABLE
+    other = service.worker()
+    other.reply(other.next())
+    assert client.outcome() == (1, [1])
+
+
 def test_a_late_result_changes_nothing(service):
     client, worker = service.client(), service.worker()
     client.call(1)

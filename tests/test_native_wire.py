@@ -57,7 +57,7 @@ def test_what_is_written_is_read_back(records):
     assert wire.parse(wire.pack(records)) == (
         records,
         None,
-        [id_ for kind, id_, _ in records if kind == CALL],
+        [id_ for kind, id_, _ in records if kind in (CALL, BATCH)],
     )
 
 
