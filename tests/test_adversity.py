@@ -15,6 +15,7 @@ import pytest
 import zmq
 from fakes import PATIENCE_S, Caller, wait_until
 from scripted import OneWay, Script, Scripted, is_alive, script
+from shell import Shell
 
 from batching import (
     BatchOptions,
@@ -26,6 +27,7 @@ from batching import (
     connect,
     runner_service,
 )
+from batching.runner import router
 from batching.runner.wire import Buffer, Greeting, Packet, Plain, Role, Rows, Type, parse
 from batching.signature import Signature
 
@@ -129,7 +131,7 @@ def test_a_hung_worker_is_killed_and_its_call_fails_after_three_tries(test):
             batch = test.expect_batch()
             pids.add(batch.pid)
             batch.order("hang")
-        with pytest.raises(WorkerDied, match="longer than run_timeout_ms=300") as caught:
+        with pytest.raises(WorkerDied, match="longer than run_timeout_ms") as caught:
             call.result()
         assert caught.value.signal == signal.SIGKILL
         assert len(pids) == 3
@@ -444,6 +446,22 @@ def test_a_client_that_never_reads_is_cut_off_and_the_others_are_served():
             assert id_ < 50_000
         assert service.run("still there") == "still there"
         deaf.close()
+
+
+def test_a_worker_on_another_machine_that_freezes_is_noticed_by_its_heartbeat(monkeypatch, tmp_path):
+    # Over tcp, and without a supervisor, as it would be on another machine.
+    monkeypatch.setattr(router, "_HEARTBEAT_MS", 100)
+    monkeypatch.setattr(router, "_HEARTBEAT_TIMEOUT_MS", 400)
+    with (
+        runner_service(models.Double(), endpoint="tcp://127.0.0.1:0") as service,
+        Shell(tmp_path, "worker", "models:Double", "--connect", service.endpoint) as worker,
+    ):
+        wait_until(lambda: service.statistics().workers_ready == 2, "the second worker")
+        worker.signal(signal.SIGSTOP)
+        calls = [Caller(service.run, np.full((), i)) for i in range(4)]
+        assert [int(call.result()) for call in calls] == [0, 2, 4, 6]
+        wait_until(lambda: service.statistics().workers_ready == 1, "the loss of the frozen worker")
+        worker.signal(signal.SIGCONT)
 
 
 # ---- storms ----------------------------------------------------------------------------------------

@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fakes import PATIENCE_S, Caller, wait_until
+from fakes import Caller, wait_until
 from scripted import Script, is_alive, script
+from shell import Shell
 
 from batching import ServiceUnreachable, connect
 from batching.runner.cli import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(30)]
-
-COMMAND = [sys.executable, "-P", "-c", "from batching.runner.cli import main; main()"]
-TESTS = str(Path(__file__).parent)
-
-
-class Shell:
-    """A `batching` command that runs in a process of its own."""
-
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [*COMMAND, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": TESTS},
-        )  # fmt: skip
-
-    def line(self) -> str:
-        return self.process.stdout.readline().strip()
-
-    def error_line(self) -> str:
-        return self.process.stderr.readline().strip()
-
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def end(self) -> tuple[int, str]:
-        """The exit status, and what was written to stderr."""
-        _, errors = self.process.communicate(timeout=PATIENCE_S)
-        return self.process.returncode, errors
-
-    def __enter__(self) -> Shell:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
 
 
 @pytest.fixture
