@@ -50,6 +50,7 @@ class Binding:
 
     Attributes:
         ragged: the kind of each argument that is padded, by name.
+        special: some argument is padded, or not batched at all.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Binding:
         self._plans: dict[tuple[int, tuple[str, ...]], Plan] = {}
         self.ragged = {name: RaggedKind(one) for name, one in self._pads(pad).items()}
         lengths = {kind.pad.lengths for kind in self.ragged.values()}
+        self.special = bool(self.ragged or static_args)
         # What callers bind to: the lengths of padded items are not theirs to give.
         self._signature = signature.replace(
             parameters=[p for name, p in signature.parameters.items() if name not in lengths]

@@ -108,10 +108,6 @@ class Signature:
         pad: Pad | Mapping[str, Pad] | None = None,
     ) -> None:
         self._fill(Binding(inspect.signature(run_batch), static_args, pad), kinds, group_by)
-        self.simple = (
-            not static_args and not kinds and group_by is None and pad is None and not self._plan(1, ()).error
-        )
-
     def _fill(
         self, binding: Binding, kinds: Sequence[Kind], group_by: Callable[[Any], Hashable] | None
     ) -> None:
@@ -122,7 +118,7 @@ class Signature:
         self._results = Results(self._registry)
         self._group_by = group_by
         self.grouped = group_by is not None
-        self.simple = False
+        self.simple = not (kinds or self.grouped or binding.special or self._plan(1, ()).error)
         self._keys = Keys()
 
     # --- a call ------------------------------------------------------------------------------
@@ -379,6 +375,7 @@ class Signature:
         signature = cls.__new__(cls)
         signature._fill(Binding.from_description(binding, allow_pickle=allow_pickle), kinds, None)
         signature.grouped = bool(grouped)
+        signature.simple = signature.simple and not signature.grouped
         return signature
 
 

@@ -3,6 +3,7 @@
 import struct
 import threading
 
+import models
 import numpy as np
 import pytest
 import zmq
@@ -12,6 +13,7 @@ pytest.importorskip("batching._native.plane", exc_type=ImportError)
 from batching._native import link, wire
 from batching._native.plane import Plane
 from batching._native.scheduler import Scheduler
+from batching.signature import Signature
 
 HELLO, WELCOME, CALL, ANSWER, ERROR, CANCEL, BATCH, RESULT, PING, PONG, STOP, BYE = range(1, 13)
 CLIENT, WORKER = 1, 2
@@ -549,3 +551,9 @@ def test_the_statistics_are_the_schedulers(service):
     assert service.plane.query(
         lambda scheduler, counters: (scheduler.statistics()["answered"], counters[2:])
     ) == (1, (1, 1, 1))
+
+
+def test_a_connected_caller_may_take_the_short_way_that_the_service_takes():
+    signature = Signature(models.Echo()._run_batch)
+    assert signature.simple
+    assert Signature.from_bytes(signature.to_bytes()).simple
