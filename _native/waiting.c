@@ -45,6 +45,8 @@
 #define ENTER 0.95
 #define STAY 0.96
 #define STRAGGLERS 0.1
+/* Mean size of the batches that never waiting makes: below it there is mostly nobody to join. */
+#define ONE_BY_ONE 0.9
 /* Of the callers: so few are no stragglers (the rule is judged by its 99th percentile). */
 #define FEW 0.01
 
@@ -214,10 +216,11 @@ void bt_wait_plan(const bt_arrivals *a, bt_crowd *c, const bt_costs *costs, int6
     for (int i = 0; i <= last && i < BT_BINS - 1; i++)
         think_ns += (double)(bt_bin_start_ns(i + 1) - bt_bin_start_ns(i)) * 0.5 * (double)(survival[i] + survival[i + 1]);
     double never = round_trip(costs, survival, 0.0, 1.0, callers, &size, 3) - think_ns;
-    /* Callers that think for so long that they come one by one: not a case for waiting, and not
-     * one that this model can judge. The rule of the moment can. */
-    c->worth_waiting = c->worth_waiting || size < 1.0;
-    if (size < 1.0) return;
+    /* Callers that think for so long that they come one by one are not worth waiting for. */
+    if (size < ONE_BY_ONE) {
+        c->worth_waiting = 0;
+        return;
+    }
     double best = never, before = 0.0;
     for (int i = 1; i <= last + 1 && i < BT_BINS - 1 && held_ns < never + think_ns; i++) {
         double q = (double)survival[i];
