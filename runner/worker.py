@@ -266,7 +266,8 @@ def work(
     host = host_of(runner, model_of(runner), credits)
     description = json.dumps({"token": token}).encode()
     hello = Greeting(Type.HELLO, Role.WORKER, runner.name, description, credits, os.getpid())
-    if native_plane() and credits == 1 and isinstance(host, ThreadHost):
+    # One that a signal may ask to leave waits where Python notices signals.
+    if native_plane() and ready is None and credits == 1 and isinstance(host, ThreadHost):
         return _work_natively(NativeModel(runner, allow_pickle=allow_pickle), host, endpoint, hello)
     link = WorkerLink(endpoint, hello, host.deliver, host.leave)
 
