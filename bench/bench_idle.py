@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import statistics
 import sys
@@ -26,7 +25,7 @@ import numpy as np
 from batching import BatchOptions, Runner, runner_service
 
 sys.path.insert(0, str(Path(__file__).parent))
-from processes import cpu_s, workers_of
+from processes import cpu_s, machine, workers_of
 
 RESULT = Path(__file__).parent / "results" / "idle.json"
 
@@ -94,7 +93,7 @@ def main() -> None:
     if options.json:
         RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text(json.dumps({
-            "bench": "idle", "machine": {"cpus": os.cpu_count(), "python": platform.python_version()},
+            "bench": "idle", "machine": machine(),
             "plane": os.environ.get("BATCHING_DATA_PLANE", ""), "seconds": options.seconds,
             "idle_share_of_a_core": round(share, 6), "noticed_ms": [round(ms, 2) for ms in deaths],
         }, indent=1) + "\n")  # fmt: skip

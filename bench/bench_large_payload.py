@@ -18,7 +18,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import sys
 import time
 from pathlib import Path
@@ -30,6 +29,7 @@ from batching import connect
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_wire import Served, build_driver, measure_echo
+from processes import machine
 
 BYTES = 600_000
 OUTSTANDING = 64
@@ -101,7 +101,7 @@ def main() -> None:
         RESULT.write_text(json.dumps({
             "bench": "large_payload", "bytes": BYTES, "outstanding": OUTSTANDING, "seconds": options.seconds,
             "plane": os.environ.get("BATCHING_DATA_PLANE", ""),
-            "machine": {"cpus": os.cpu_count(), "python": platform.python_version()},
+            "machine": machine(),
             "service": service, "echo_gb_per_s": echo_gb_per_s, "memcpy_gb_per_s": copy_gb_per_s,
         }, indent=1) + "\n")  # fmt: skip
 

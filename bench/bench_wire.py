@@ -21,7 +21,6 @@ import asyncio
 import json
 import multiprocessing
 import os
-import platform
 import subprocess
 import sys
 import sysconfig
@@ -37,7 +36,7 @@ from batching import Runner, connect, runner_service
 from batching.signature import Signature
 
 sys.path.insert(0, str(Path(__file__).parent))
-from processes import cpu_s, workers_of
+from processes import cpu_s, machine, workers_of
 
 COLUMNS = 128
 RESULT = Path(__file__).parent / "results" / "wire.json"
@@ -213,10 +212,9 @@ def main() -> None:
     for outstanding in (1, 256):
         show(f"C echo {outstanding}", measure_echo(driver, outstanding, options.seconds))
     if options.json:
-        machine = {"cpus": os.cpu_count(), "python": platform.python_version()}
         what = {"bench": "wire", "seconds": options.seconds, "plane": options.plane or "default"}
         RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps({**what, "machine": machine, "rows": table}, indent=1) + "\n")
+        RESULT.write_text(json.dumps({**what, "machine": machine(), "rows": table}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
-__all__ = ["cpu_s", "descriptors", "memory_bytes", "threads", "workers_of"]
+__all__ = ["cpu_s", "descriptors", "machine", "memory_bytes", "threads", "workers_of"]
 
 
 def cpu_s(pid: int) -> float:
@@ -44,3 +45,9 @@ def threads(pid: int) -> int:
 def memory_bytes(pid: int) -> int:
     """Resident memory."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def machine() -> dict[str, object]:
+    """Where a result comes from, and what else ran there meanwhile."""
+    load = round(os.getloadavg()[0], 1)
+    return {"cpus": os.cpu_count(), "python": platform.python_version(), "load_average": load}
