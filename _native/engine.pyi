@@ -7,6 +7,8 @@ from batching.errors import RunnerError
 from batching.options import BatchOptions
 from batching.signature import Signature
 
+def live_objects() -> int: ...
+
 @final
 class Batch:
     @property

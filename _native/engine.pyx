@@ -69,6 +69,11 @@ cdef struct PlainKey:
     uint64_t group
 
 
+def live_objects():
+    """Calls and batches that this module's copy of the core holds now; see `_native.live_objects`."""
+    return bt_live_objects()
+
+
 @cython.final
 @cython.freelist(16)
 cdef class Batch:
@@ -252,7 +257,7 @@ cdef class Engine(NativeEngine):
             return group
         if len(self._groups) >= KNOWN_KEYS_LIMIT:
             self._groups.clear()
-            self._plain_used = 0
+            self._plain_used = self._plain_next = 0
         self._next_group += 1
         self._groups[key] = self._next_group
         return self._next_group
