@@ -15,6 +15,8 @@ from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
+from posix.types cimport pid_t
+from posix.unistd cimport getpid
 
 from c_plane cimport *
 
@@ -83,6 +85,7 @@ cdef class Plane:
 
     cdef bt_plane *_plane
     cdef object _router, _monitor, _scheduler
+    cdef pid_t _pid
 
     def __cinit__(
         self, str name, bytes description, router, monitor, scheduler, *,
@@ -98,13 +101,15 @@ cdef class Plane:
         options.scheduler = <bt_scheduler *><size_t>scheduler._address
         options.max_queue_rows = max_queue_rows
         options.run_timeout_ns = run_timeout_ns
+        self._pid = getpid()
         self._router, self._monitor, self._scheduler = router, monitor, scheduler
         self._plane = bt_plane_new(&options)
         if self._plane is NULL:
             raise OSError(errno, "no memory or no descriptors for a dispatcher")
 
     def __dealloc__(self):
-        if self._plane is not NULL:
+        # In a fork's child the thread is gone, and may have held a lock when it went.
+        if self._plane is not NULL and self._pid == getpid():
             bt_plane_free(self._plane)
 
     def __reduce__(self):

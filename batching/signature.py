@@ -108,6 +108,7 @@ class Signature:
         pad: Pad | Mapping[str, Pad] | None = None,
     ) -> None:
         self._fill(Binding(inspect.signature(run_batch), static_args, pad), kinds, group_by)
+
     def _fill(
         self, binding: Binding, kinds: Sequence[Kind], group_by: Callable[[Any], Hashable] | None
     ) -> None:
