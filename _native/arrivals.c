@@ -148,9 +148,13 @@ void bt_arrivals_arrived(bt_arrivals *a, bt_crowd *c, int64_t now_ns) {
     c->gap_bin = 0;
     a->gaps.at_risk[0] += a->gaps.unit;
     c->arrivals++;
-    c->inside++;
-    if (c->inside > c->peak) c->peak = c->inside;
-    if ((double)c->inside > c->population) c->population = (double)c->inside;
+    bt_arrivals_correct(c, c->inside + 1);
+}
+
+void bt_arrivals_correct(bt_crowd *c, int64_t inside) {
+    c->inside = inside;
+    if (inside > c->peak) c->peak = inside;
+    if ((double)inside > c->population) c->population = (double)inside;
 }
 
 void bt_arrivals_left(bt_crowd *c) {

@@ -67,6 +67,8 @@ bt_crowd *bt_arrivals_follow(bt_arrivals *a, uint64_t group);
 
 void bt_arrivals_arrived(bt_arrivals *a, bt_crowd *c, int64_t now_ns);
 void bt_arrivals_left(bt_crowd *c);
+/* So many are inside, whatever was counted. */
+void bt_arrivals_correct(bt_crowd *c, int64_t inside);
 void bt_arrivals_completed(bt_arrivals *a, bt_crowd *c, int64_t now_ns, int64_t answered);
 /* Counts the time up to now, in which nobody came. */
 void bt_arrivals_advance(bt_arrivals *a, bt_crowd *c, int64_t now_ns);

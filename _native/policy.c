@@ -180,8 +180,7 @@ static void take_stock(const bt_policy *p, bt_crowd *c, int64_t queued_calls) {
     int64_t inside = queued_calls;
     for (int i = 0; i < p->flight_count; i++)
         if (p->flights[i].group == c->group) inside += p->flights[i].calls;
-    c->inside = inside;
-    if (c->population < (double)inside) c->population = (double)inside;
+    bt_arrivals_correct(c, inside);
 }
 
 /* The latest release that still meets the tightest deadline. */
