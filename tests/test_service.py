@@ -210,16 +210,26 @@ def test_a_start_that_is_cancelled_leaves_no_process(tmp_path):
     runner.path = str(tmp_path / "pid")
     os.mkfifo(runner.path)
 
+    # Read by the loop: a thread that waits to open it would wait for ever for a worker that never came.
+    pipe = os.open(runner.path, os.O_RDWR | os.O_NONBLOCK)
+
     async def main():
+        loop = asyncio.get_running_loop()
+        told = loop.create_future()
+        loop.add_reader(pipe, lambda: told.done() or told.set_result(os.read(pipe, 32)))
         service = runner_service(runner)
         entering = asyncio.ensure_future(service.__aenter__())
-        pid = int(await asyncio.to_thread(Path(runner.path).read_text))
+        await asyncio.wait({entering, told}, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+        assert told.done(), entering
         entering.cancel()
         with pytest.raises(asyncio.CancelledError):
             await entering
-        return pid
+        return int(told.result())
 
-    assert not is_alive(asyncio.run(main()))
+    try:
+        assert not is_alive(asyncio.run(main()))
+    finally:
+        os.close(pipe)
 
 
 class TellsPid(Runner):
