@@ -18,6 +18,8 @@ BIN := $(VENV)/bin
 BUILD_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+# Also run over the plain data plane, which stands in where the native one cannot be had.
+PLAIN_TESTS := tests/test_contract.py tests/test_service.py tests/test_adversity.py tests/test_client.py tests/test_fork.py
 
 # meson-python calls meson and ninja by name. The compiled tree lives in the environment, so that the two go together.
 PIP := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -33,6 +35,7 @@ demo: $(VENV)/.package $(VENV)/.group-demo ## train a classifier, serve it with 
 	$(RUN)/python examples/demo.py
 
 test: $(VENV)/.package $(VENV)/.group-demo $(VENV)/.group-test ## run the tests against the installed package
+	BATCHING_DATA_PLANE=plain $(RUN)/pytest $(PYTEST_ARGS) $(PLAIN_TESTS)
 	$(RUN)/pytest $(PYTEST_ARGS)
 
 debug-test: ## the same with a debug build: C assertions and counters of live objects

@@ -115,3 +115,6 @@ class Greet(SimpleRunner):
         if name == "nobody":
             raise LookupError("nobody is here")
         return f"{greeting} {name}"
+
+
+double = Double()

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from batching import BatchOptions
-from batching.runner.cli_simulate import simulate_command
+from batching.runner.cli_simulate import profile, simulate_command
 from batching.simulation import ClosedLoop, FixedWindow, Greedy, simulate
 from batching.simulation_inputs import read_cost, read_trace
 
@@ -179,3 +179,25 @@ def test_the_command_line_explains_a_cost_that_it_does_not_understand(tmp_path):
     done = CliRunner().invoke(simulate_command, [str(path), "--cost", "cheap"])
     assert done.exit_code == 1
     assert "'cheap'" in done.output
+
+
+@pytest.mark.slow
+def test_the_command_line_profiles_a_runner_and_plots_what_its_cost_comes_to(tmp_path):
+    pytest.importorskip("matplotlib", reason="a picture needs the group plot")
+    rows, costs, trace_csv, picture = (
+        tmp_path / name for name in ("x.npy", "cost.csv", "trace.csv", "out.png")
+    )
+    np.save(rows, np.zeros((4, 8), dtype=np.float32))
+    np.savetxt(trace_csv, trace(calls=200))
+    profiled = CliRunner().invoke(
+        profile,
+        ["models:double", "--input", str(rows), "--sizes", "1,8", "--repeat", "2", "--output", str(costs)],
+    )
+    assert profiled.exit_code == 0, profiled.output
+    lines = costs.read_text().splitlines()
+    assert lines[0] == "rows,seconds"
+    assert sorted({line.split(",")[0] for line in lines[1:]}) == ["1", "8"]
+    arguments = [str(trace_csv), "--cost", str(costs), "--plot", str(picture)]
+    simulated = CliRunner().invoke(simulate_command, arguments)
+    assert simulated.exit_code == 0, simulated.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
