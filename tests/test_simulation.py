@@ -184,9 +184,8 @@ def test_the_command_line_explains_a_cost_that_it_does_not_understand(tmp_path):
 @pytest.mark.slow
 def test_the_command_line_profiles_a_runner_and_plots_what_its_cost_comes_to(tmp_path):
     pytest.importorskip("matplotlib", reason="a picture needs the group plot")
-    rows, costs, trace_csv, picture = (
-        tmp_path / name for name in ("x.npy", "cost.csv", "trace.csv", "out.png")
-    )
+    names = ("x.npy", "cost.csv", "trace.csv", "out.png")
+    rows, costs, trace_csv, picture = (tmp_path / name for name in names)
     np.save(rows, np.zeros((4, 8), dtype=np.float32))
     np.savetxt(trace_csv, trace(calls=200))
     profiled = CliRunner().invoke(
