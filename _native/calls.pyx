@@ -35,6 +35,7 @@ import os
 import threading
 from asyncio import CancelledError, get_running_loop
 from collections.abc import Coroutine
+from numbers import Real
 
 from batching.errors import DeadlineExceeded, InvalidPayload, RunnerClosed
 
@@ -364,6 +365,16 @@ cdef class Call:
     def settled(self):
         return self.state == SETTLED
 
+    @property
+    def __name__(self):
+        return "async_run_batch" if self.batched else "async_run"
+
+    @property
+    def __qualname__(self):
+        """What asyncio calls the coroutine when it speaks of its task."""
+        owner = "" if self.owner is None else f"{type(self.owner).__name__}."
+        return owner + self.__name__
+
     def deadline_error(self):
         """A DeadlineExceeded that says the call's own budget."""
         return late(self)
@@ -491,11 +502,11 @@ cdef Waiter yield_waiter(Call call):
 
 
 cdef int64_t absolute_ns(object deadline_ms) except -2:
-    if isinstance(deadline_ms, bool) or not isinstance(deadline_ms, (int, float)):
+    if isinstance(deadline_ms, bool) or not isinstance(deadline_ms, Real):
         raise InvalidPayload(f"deadline_ms must be a number of milliseconds or None, got {deadline_ms!r}")
     if not 0 <= deadline_ms <= 1e12:
         raise InvalidPayload(f"deadline_ms must be between 0 and 1e12, got {deadline_ms!r}")
-    return monotonic_ns() + <int64_t>(deadline_ms * NS_PER_MS)
+    return monotonic_ns() + <int64_t>(float(deadline_ms) * NS_PER_MS)
 
 
 cdef object late(Call call):

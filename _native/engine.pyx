@@ -194,14 +194,14 @@ cdef class Engine(NativeEngine):
         cdef uint64_t group
         cdef bt_admission admission
         cdef int64_t deadline_ns
-        if self._closing:
-            raise RunnerClosed("the runner is closed: no new calls are taken")
-        if self._failure is not None:
-            raise self.setup_error()
+        self._refuse_if_ended()
         if self._inside.holds(PyThread_get_thread_ident()):
             raise RunnerError("the runner was called from inside its own batch: it would wait for itself")
         group = self._describe(call)
         now_ns = self._now_ns()
+        # Again: kinds and hooks are Python, and the engine may have ended while they ran.
+        # From here to the admission nothing is.
+        self._refuse_if_ended()
         deadline_ns = call.deadline_ns if call.deadline_ns >= 0 else INT64_MAX
         if self._clock is not None and call.deadline_ms is not None:
             deadline_ns = now_ns + <int64_t>(call.deadline_ms * NS_PER_MS)
@@ -217,6 +217,13 @@ cdef class Engine(NativeEngine):
                 self._flusher(call.port).schedule()
         else:
             self._tell()
+        return 0
+
+    cdef int _refuse_if_ended(self) except -1:
+        if self._closing:
+            raise RunnerClosed("the runner is closed: no new calls are taken")
+        if self._failure is not None:
+            raise self.setup_error()
         return 0
 
     cpdef object cancel(self, Call call):
@@ -365,8 +372,8 @@ cdef class Engine(NativeEngine):
         except BaseException as error:
             self._inside.remove(PyThread_get_thread_ident())
             self.fail(batch, error)
-            if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
-                raise
+            if self.inline and isinstance(error, KeyboardInterrupt):
+                raise  # Ctrl-C, on the thread of a caller
         else:
             self._inside.remove(PyThread_get_thread_ident())
             self._complete(batch, result, 1)
@@ -467,7 +474,8 @@ cdef class Engine(NativeEngine):
             at += batch.parts[i].rows
         return parts
 
-    cdef int _finish(self, Batch batch, bt_finish how, list parts, object error) except -1:
+    cdef int _finish(self, Batch batch, bt_finish how, list parts, object error, make_error=None) except -1:
+        """Ends a batch; `make_error`, if given, makes each caller's error instead of `error`."""
         cdef const bt_settled *settled
         cdef size_t i, count
         cdef Call call
@@ -486,7 +494,7 @@ cdef class Engine(NativeEngine):
                 self._keep_part(call, parts[i], batch.plain)
             elif batch.outcomes[i] == BT_FAILED or batch.outcomes[i] == BT_BROKEN or batch.outcomes[i] == BT_LOST:
                 self._release(call)
-                self._refuse(call, self._runner_error(error))
+                self._refuse(call, self._runner_error(error) if make_error is None else make_error())
         self._tell()
         return 0
 
@@ -496,6 +504,8 @@ cdef class Engine(NativeEngine):
             if call.parts is not None:
                 call.parts.append(part)
                 answer = self._signature.finish(self._payload(call), call.parts)
+            elif self._signature is None and isinstance(part, Exception):
+                return self._refuse(call, own_error(part))  # as in a row of a list
             elif batch.plain or self._signature is None:
                 answer = part
             else:
@@ -527,8 +537,8 @@ cdef class Engine(NativeEngine):
 
     cdef object _runner_error(self, object error):
         """An error of the caller's own, with the model's as its cause."""
-        if isinstance(error, (InvalidResult, RunnerClosed)):
-            return type(error)(*error.args)
+        if type(error) is InvalidResult:
+            return InvalidResult(str(error))
         return RunnerError.from_exception(self._hook, error)
 
     def setup_error(self):
@@ -561,6 +571,7 @@ cdef class Engine(NativeEngine):
     def ready(self):
         """`_setup` is done: batches may run."""
         self._ready = True
+        self._tell()
 
     # ---- drivers: a worker's event loop -----------------------------------------------------
 
@@ -584,6 +595,11 @@ cdef class Engine(NativeEngine):
     def slots(self):
         """Batches that may run at once."""
         return self._slots
+
+    @property
+    def _failed(self):
+        """Whether `_setup` raised."""
+        return self._failure is not None
 
     @property
     def drained(self):
@@ -638,6 +654,7 @@ cdef class Engine(NativeEngine):
         if waiting:
             self._waiting = []
             for flusher in waiting:
+                (<Flusher>flusher).waiting = False
                 (<Flusher>flusher).schedule_from_anywhere()
         if blocked:
             self._blocked = []
@@ -648,7 +665,7 @@ cdef class Engine(NativeEngine):
     cdef bint _step(self) except -1:
         """Runs one batch in this thread, if one is due and a slot is free."""
         cdef Batch batch
-        if self._running >= self._slots:
+        if not self._ready or self._running >= self._slots:
             return False
         batch = self._decide()
         if batch is None:
@@ -656,13 +673,20 @@ cdef class Engine(NativeEngine):
         self.run(batch)
         return True
 
+    cdef bint _has_to_wait(self) noexcept:
+        """Whether only somebody else can say when there is something to do: `_setup` or the
+        slots' batches end, and what they leave in the queue is nobody's."""
+        return not self._ready or self._running >= self._slots or self._until_ns == INT64_MAX
+
     def assist(self, Call call):
         """Inline: runs what is due on a thread that is blocked in `run`; when to come back."""
         if not self.inline:
             return -1
         while not call.settled and self._step():
             pass
-        if self._running >= self._slots:
+        if call.settled:
+            return -1
+        if self._has_to_wait():
             self._blocked.append(call)
         return -1 if self._until_ns == INT64_MAX else self._until_ns
 
@@ -697,7 +721,7 @@ cdef class Engine(NativeEngine):
                 batch = self._decide()
                 if batch is None:
                     break
-                self._finish(batch, BT_INVALID, None, make_error())
+                self._finish(batch, BT_INVALID, None, None, make_error)
         finally:
             self._slots = slots
 
@@ -783,6 +807,7 @@ cdef class Flusher:
     cdef Port port
     cdef object callback
     cdef bint scheduled
+    cdef bint waiting  # in the engine's list of those to be told
     cdef object timer
     cdef int64_t timer_ns
 
@@ -809,23 +834,32 @@ cdef class Flusher:
     def flush(self):
         """One batch, if one is due; then the next turn, a timer, or nothing."""
         cdef Engine engine = self.engine
-        cdef bint ran = False
+        cdef bint ran
         self.scheduled = False
         # Whom this batch answers on this loop is resumed by the drain below, in this very
         # callback, and not by one more that has to be scheduled.
         self.port._drain_scheduled = True
+        ran = True  # also if it raises: the others still wait
         try:
             ran = engine._step()
         finally:
-            self.port.drain()
+            try:
+                self.port.drain()
+            finally:
+                self.go_on(ran)
+
+    cdef int go_on(self, bint ran) except -1:
+        cdef Engine engine = self.engine
         if engine._live == 0:
-            return
+            return 0
         if ran:
-            self.schedule()
-        elif engine._running >= engine._slots:
+            return self.schedule()
+        if not engine._has_to_wait():
+            return self.come_back(engine._until_ns)
+        if not self.waiting:
+            self.waiting = True
             engine._waiting.append(self)
-        elif engine._until_ns != INT64_MAX:
-            self.come_back(engine._until_ns)
+        return 0
 
     cdef int come_back(self, int64_t until_ns) except -1:
         cdef int64_t wait_ns = until_ns - self.engine._now_ns()

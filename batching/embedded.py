@@ -23,6 +23,7 @@ import inspect
 import os
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -30,7 +31,7 @@ from typing import Any, Protocol
 import uvloop
 
 from batching._native.engine import Batch, Engine
-from batching.errors import RunnerClosed
+from batching.errors import RunnerClosed, RunnerError
 from batching.options import BatchOptions
 from batching.signature import Signature
 
@@ -62,6 +63,9 @@ class Hooks:
 
 class Driver(Protocol):
     """Runs the hooks for one engine."""
+
+    def begin(self) -> None:
+        """Called once, in the first call's thread, when the runner has its engine."""
 
     def close(self, timeout_s: float | None) -> None:
         """Ends it, once; see `batching.Runner.close`."""
@@ -109,6 +113,11 @@ class _Ended:
         self.engine = engine
         self.hooks = hooks
         self._closing = threading.Lock()
+        self._closed = False
+        self._failure: BaseException | None = None  # of `_shutdown`
+
+    def begin(self) -> None:
+        """Called once, in the first call's thread, when the runner has its engine."""
 
     def close(self, timeout_s: float | None) -> None:
         if self.engine.inside:
@@ -116,6 +125,9 @@ class _Ended:
                 "a runner cannot be closed from inside its own hooks: it would wait for itself"
             )
         with self._closing:
+            if self._closed:
+                return
+            self._closed = True
             self.engine.begin_close()
             if not self._wait(timeout_s):
                 self.engine.fail_all(
@@ -123,6 +135,8 @@ class _Ended:
                         f"the runner was closed, and the call had no answer within {timeout_s:g} s"
                     )
                 )
+        if self._failure is not None:
+            raise RunnerError.from_exception("_shutdown", self._failure)
 
     def _wait(self, timeout_s: float | None) -> bool:
         """Waits for the last answer and for `_shutdown`; False: not in time."""
@@ -167,16 +181,19 @@ class ThreadDriver(_Threaded):
         engine.enter()
         try:
             self.hooks.shutdown()
+        except BaseException as error:
+            self._failure = error
         finally:
             engine.leave()  # the next thread may have this one's ident
 
-    def _work(self, helpers: list[threading.Thread] | None) -> None:
+    def _work(self, helpers: list[threading.Thread]) -> None:
         engine = self.engine
         while (batch := engine.next_batch()) is not None:
-            # More threads only once they have something to do: concurrency may be changed.
-            if helpers is not None and len(helpers) < engine.slots - 1:
+            # One more thread only once this one has something to do: concurrency may be
+            # changed, and mostly one is enough.
+            if len(helpers) < engine.slots - 1:
                 helper = threading.Thread(
-                    target=self._work, args=(None,), name="batching-worker", daemon=True
+                    target=self._work, args=(helpers,), name="batching-worker", daemon=True
                 )
                 helpers.append(helper)
                 helper.start()
@@ -201,9 +218,15 @@ class LoopDriver(_Threaded):
         else:
             engine.ready()
             await self._run_batches()
-            await _result_of(self.hooks.shutdown())
+            await self._shut_down()
         finally:
             engine.leave()  # the next thread may have this one's ident
+
+    async def _shut_down(self) -> None:
+        try:
+            await _result_of(self.hooks.shutdown())
+        except BaseException as error:
+            self._failure = error
 
     async def _run_batches(self) -> None:
         engine = self.engine
@@ -238,20 +261,22 @@ class InlineDriver(_Ended):
 
     def __init__(self, engine: Engine, hooks: Hooks) -> None:
         super().__init__(engine, hooks)
-        self._ended = False
+        self._is_set_up = False
+
+    def begin(self) -> None:
+        engine = self.engine
         engine.enter()
         try:
-            hooks.setup()
+            self.hooks.setup()
         except BaseException as error:
-            engine.fail_setup(error)
-        else:
-            engine.ready()
-        finally:
             engine.leave()
+            engine.fail_setup(error)
+            return
+        engine.leave()
+        self._is_set_up = True
+        engine.ready()
 
     def _wait(self, timeout_s: float | None) -> bool:
-        if self._ended:
-            return True
         end_s = None if timeout_s is None else time.monotonic() + timeout_s
         free = threading.Event()
         self.engine.on_work(free.set)
@@ -259,9 +284,19 @@ class InlineDriver(_Ended):
             if not free.wait(None if end_s is None else max(0.0, end_s - time.monotonic())):
                 return False
             free.clear()
-        self._ended = True
-        self.hooks.shutdown()
+        if self._is_set_up:
+            self._is_set_up = False
+            self._shut_down()
         return True
+
+    def _shut_down(self) -> None:
+        self.engine.enter()
+        try:
+            self.hooks.shutdown()
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self.engine.leave()
 
 
 async def _result_of(value: Awaitable[Any] | Any) -> Any:
@@ -296,6 +331,8 @@ def _at_exit() -> None:
         driver.engine.begin_close()
     for driver in drivers:
         driver._wait(max(0.0, end_s - time.monotonic()))
+        if driver._failure is not None:  # nobody is left to raise it to
+            traceback.print_exception(driver._failure)
 
 
 def _after_fork_in_child() -> None:

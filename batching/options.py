@@ -67,9 +67,12 @@ class BatchOptions:
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "max_queue_rows", "concurrency"):
             object.__setattr__(self, name, _positive_int(name, getattr(self, name)))
-        _check_ms("max_latency_ms", self.max_latency_ms, zero_allowed=False)
-        _check_ms("max_wait_ms", self.max_wait_ms, zero_allowed=True)
-        _check_ms("run_timeout_ms", self.run_timeout_ms, zero_allowed=False)
+        for name, zero_allowed in (
+            ("max_latency_ms", False),
+            ("max_wait_ms", True),
+            ("run_timeout_ms", False),
+        ):
+            object.__setattr__(self, name, _checked_ms(name, getattr(self, name), zero_allowed=zero_allowed))
         _check_choice("objective", self.objective, ("latency", "throughput"))
         _check_choice("execution", self.execution, ("thread", "inline"))
         if not isinstance(self.isolate_errors, bool):
@@ -122,14 +125,15 @@ def _positive_int(name: str, value: object) -> int:
     return number
 
 
-def _check_ms(name: str, value: object, *, zero_allowed: bool) -> None:
+def _checked_ms(name: str, value: object, *, zero_allowed: bool) -> float | None:
     if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number of milliseconds or None, got {value!r}")
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
         least = "at least 0" if zero_allowed else "above 0"
         raise ValueError(f"{name} must be finite and {least}, got {value!r}")
+    return value if isinstance(value, (int, float)) else float(value)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

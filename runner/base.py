@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import os
 import re
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["Runner", "SimpleRunner"]
 
 
+_locals: weakref.WeakSet[_Local] = weakref.WeakSet()
+
+
 class _Local:
     """What a runner keeps in this process and outside the user's ``__dict__``."""
 
@@ -32,6 +38,7 @@ class _Local:
         self.lock = threading.Lock()
         self.closed = False
         self.recipe: dict[str, Any] | None = None
+        _locals.add(self)
 
 
 class _Recipe:
@@ -137,7 +144,10 @@ class _Recipe:
             signature = self._signature()
             if state.recipe is None:
                 state.recipe = dict(self.__dict__)
-            self._bind(start(Hooks(self, self._hook()), signature, state.options, clock=self._clock))
+            engine = start(Hooks(self, self._hook()), signature, state.options, clock=self._clock)
+            self._bind(engine)
+        # Without the lock: an inline `_setup` runs here, and may ask for what the lock guards.
+        engine.driver.begin()
 
     def close(self, timeout_s: float | None = None) -> None:
         """Refuses new calls, answers what was accepted, then runs ``_shutdown``.
@@ -148,6 +158,10 @@ class _Recipe:
         Args:
             timeout_s: seconds to wait for the answers; the calls that have none by then
                 fail with `RunnerClosed`. None: as long as it takes.
+
+        Raises:
+            RunnerError: ``_shutdown`` raised.
+            RuntimeError: called from inside a hook.
         """
         state = self._state
         with state.lock:
@@ -255,7 +269,8 @@ class Runner(_Recipe, Handle):
 class SimpleRunner(_Recipe, ItemHandle):
     """A model that takes one call at a time: same queue, deadlines and errors, no batching.
 
-    Subclass it and implement ``_run``; only `run` and `async_run` are there.
+    Subclass it and implement ``_run``; only `run` and `async_run` are there. An Exception
+    that ``_run`` returns is raised to the caller, as it is.
 
     >>> class Shout(SimpleRunner):
     ...     def _run(self, text, times=1):
@@ -275,6 +290,8 @@ class SimpleRunner(_Recipe, ItemHandle):
     def _signature(self) -> None:
         if type(self)._run is SimpleRunner._run:
             raise TypeError(f"{type(self).__name__} does not implement _run")
+        if "deadline_ms" in inspect.signature(self._run).parameters:
+            raise TypeError("_run must not name an argument deadline_ms: every call takes it already")
 
 
 def _rebuild(cls: Any, name: str, options: BatchOptions, recipe: dict[str, Any]) -> Any:
@@ -296,3 +313,12 @@ def _checked(options: BatchOptions) -> BatchOptions:
     if not isinstance(options, BatchOptions):
         raise TypeError(f"options must be BatchOptions, got {options!r}")
     return options
+
+
+def _after_fork_in_child() -> None:
+    """Another thread may have held a lock, and is not here to give it back."""
+    for local in list(_locals):
+        local.lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -29,6 +29,7 @@ from batching import (
     Runner,
     RunnerClosed,
     RunnerError,
+    SimpleRunner,
 )
 
 
@@ -562,6 +563,47 @@ def test_run_batch_must_not_name_deadline_ms():
         Reserved().run(1)
 
 
+@pytest.mark.parametrize("execution", ["thread", "inline"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit, SystemExit])
+def test_whatever_a_model_raises_ends_in_its_batch(error, execution):
+    class Raises(Runner):
+        def _run_batch(self, x: list[Any]) -> Any:
+            if "bad" in x:
+                raise error("from the model")
+            return x
+
+    async def scenario(runner: Runner) -> list[Any]:
+        calls = (asyncio.wait_for(runner.async_run(item), PATIENCE_S) for item in ("a", "bad", "b"))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    with Raises(options=BatchOptions(execution=execution)) as runner:
+        if execution == "inline" and error is KeyboardInterrupt:
+            with pytest.raises(KeyboardInterrupt):  # as it would be Ctrl-C, on this very thread
+                runner.run("bad")
+        else:
+            a, bad, b = asyncio.run(scenario(runner))
+            assert (a, b) == ("a", "b")
+            assert isinstance(bad, RunnerError)
+            assert bad.type_name == error.__name__
+        assert runner.run("after") == "after"
+
+
+def test_an_error_of_this_package_from_the_model_is_the_runners_error():
+    class Particular(RunnerClosed):
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__(f"{one} and {two}")
+
+    class Raises(Runner):
+        def _run_batch(self, x: list[Any]) -> Any:
+            raise Particular(1, 2) if x == [1] else RunnerClosed("an inner pool")
+
+    with Raises() as runner:
+        with pytest.raises(RunnerError, match="Particular: 1 and 2"):
+            runner.run(1)
+        with pytest.raises(RunnerError, match="RunnerClosed: an inner pool"):
+            runner.run(2)
+
+
 # ---- threads and loops ---------------------------------------------------------------------------------
 
 
@@ -671,6 +713,45 @@ async def _swallow(call: Any) -> Any:
     return await call
 
 
+def test_four_batches_run_at_once_when_four_may(model):
+    runner = model(max_batch_size=1, concurrency=4)
+    callers = [Caller(runner.run, i) for i in range(4)]
+    for batch in [runner.expect_batch() for _ in range(4)]:
+        batch.echo()
+    assert sorted(caller.result() for caller in callers) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("execution", ["thread", "inline"])
+def test_a_call_from_inside_setup_is_an_error_and_options_can_be_set_there(execution):
+    class Curious(Runner):
+        def _setup(self) -> None:
+            self.options = replace(self.options, max_batch_size=3)
+            with pytest.raises(RunnerError, match="inside"):
+                self.run(1)
+
+        def _run_batch(self, x: Any) -> Any:
+            return x
+
+    with Curious(options=BatchOptions(execution=execution)) as runner:
+        assert runner.run(2) == 2
+        assert runner.options.max_batch_size == 3
+
+
+def test_a_deadline_may_be_a_number_of_numpys():
+    with models.Echo(options=BatchOptions(max_latency_ms=np.float32(1e6))) as runner:
+        assert runner.run(1, deadline_ms=np.int64(1_000_000)) == 1
+        assert runner.run(1) == 1
+
+
+def test_run_of_a_simple_runner_must_not_name_deadline_ms():
+    class Reserved(SimpleRunner):
+        def _run(self, x: Any, deadline_ms: float = 7) -> Any:
+            return deadline_ms
+
+    with pytest.raises(TypeError, match="deadline_ms"):
+        Reserved().run(1)
+
+
 # ---- the end ---------------------------------------------------------------------------------------------
 
 
@@ -707,6 +788,87 @@ def test_close_with_a_time_limit_fails_the_rest(model):
         with pytest.raises(RunnerClosed, match=r"0\.01 s"):
             caller.result()
     batch.echo()
+
+
+def test_a_second_close_does_nothing_even_after_one_that_ran_out_of_time(model):
+    runner = model()
+    caller, batch = busy(runner)
+    runner.close(timeout_s=0.01)
+    Caller(runner.close).result()
+    batch.echo()
+    with pytest.raises(RunnerClosed):
+        caller.result()
+
+
+@pytest.mark.parametrize("execution", ["thread", "inline"])
+@pytest.mark.parametrize("end", ["close", "setup fails"])
+def test_a_call_whose_description_outlasts_the_engine_is_refused(end, execution):
+    describing, go_on = threading.Event(), threading.Event()
+    setting_up, fail = threading.Event(), threading.Event()
+
+    class Slow(Runner):
+        def _setup(self) -> None:
+            setting_up.set()
+            if end == "setup fails":
+                fail.wait(PATIENCE_S)
+                raise OSError("no model")
+
+        def group_by(self, item: Any) -> Any:
+            describing.set()
+            go_on.wait(PATIENCE_S)
+            return 0
+
+        def _run_batch(self, x: Any) -> Any:
+            return x
+
+    runner = Slow(options=BatchOptions(execution=execution))
+    first = Caller(runner.statistics)  # starts the engine
+    assert setting_up.wait(PATIENCE_S)
+    late = Caller(runner.run, 1)
+    assert describing.wait(PATIENCE_S)
+    if end == "close":
+        runner.close()
+    else:
+        fail.set()
+        wait_until(lambda: runner._bound()._failed, "the engine knows of the failure")
+    go_on.set()
+    with pytest.raises(RunnerClosed if end == "close" else RunnerError):
+        late.result()
+    first.result()
+
+
+@pytest.mark.parametrize("execution", ["thread", "inline"])
+def test_a_shutdown_that_raises_is_raised_by_close_once(execution):
+    class Raises(Runner):
+        def _run_batch(self, x: Any) -> Any:
+            return x
+
+        def _shutdown(self) -> None:
+            raise OSError("cannot unmap")
+
+    runner = Raises(options=BatchOptions(execution=execution))
+    assert runner.run(1) == 1
+    with pytest.raises(RunnerError, match="_shutdown raised OSError: cannot unmap"):
+        runner.close()
+    runner.close()
+
+
+def test_an_inline_runner_whose_setup_failed_is_not_shut_down():
+    class Fails(Runner):
+        def _setup(self) -> None:
+            raise OSError("no model")
+
+        def _run_batch(self, x: Any) -> Any:
+            return x
+
+        def _shutdown(self) -> None:
+            raise AssertionError("nothing was set up")
+
+    with (
+        Fails(options=BatchOptions(execution="inline")) as runner,
+        pytest.raises(RunnerError, match="no model"),
+    ):
+        runner.run(1)
 
 
 def test_closing_from_inside_a_batch_is_an_error():
