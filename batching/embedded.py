@@ -135,8 +135,9 @@ class _Ended:
                         f"the runner was closed, and the call had no answer within {timeout_s:g} s"
                     )
                 )
-        if self._failure is not None:
-            raise RunnerError.from_exception("_shutdown", self._failure)
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise RunnerError.from_exception("_shutdown", failure)
 
     def _wait(self, timeout_s: float | None) -> bool:
         """Waits for the last answer and for `_shutdown`; False: not in time."""
