@@ -119,6 +119,7 @@ cdef extern from "plane.h" nogil:
     )
     bt_event *bt_plane_events(bt_plane *p)
     void bt_event_free(bt_event *e)
+    int bt_plane_describe(bt_plane *p, const uint8_t *description, uint32_t bytes)
     void bt_plane_lock(bt_plane *p)
     void bt_plane_unlock(bt_plane *p)
     void bt_plane_count(const bt_plane *p, bt_plane_counters *out)

@@ -525,6 +525,20 @@ void bt_plane_close(bt_plane *p)
     pthread_mutex_unlock(&p->gate);
 }
 
+int bt_plane_describe(bt_plane *p, const uint8_t *description, uint32_t bytes)
+{
+    uint8_t *copy = malloc((size_t)bytes + 1);
+    if (copy == NULL) return -1;
+    memcpy(copy, description, bytes);
+    pthread_mutex_lock(&p->lock);
+    uint8_t *old = p->description;
+    p->description = copy;
+    p->description_bytes = bytes;
+    pthread_mutex_unlock(&p->lock);
+    free(old);
+    return 0;
+}
+
 void bt_plane_lock(bt_plane *p) { pthread_mutex_lock(&p->lock); }
 void bt_plane_unlock(bt_plane *p) { pthread_mutex_unlock(&p->lock); }
 

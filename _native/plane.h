@@ -97,6 +97,9 @@ bt_event *bt_plane_events(bt_plane *p);
 void bt_event_free(bt_event *e);
 
 /* Keeps the thread from touching the scheduler meanwhile; short. */
+/* What later WELCOMEs say; copied. 0, or -1 without memory. */
+int bt_plane_describe(bt_plane *p, const uint8_t *description, uint32_t bytes);
+
 void bt_plane_lock(bt_plane *p);
 void bt_plane_unlock(bt_plane *p);
 /* Under the lock. */

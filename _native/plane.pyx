@@ -183,6 +183,16 @@ cdef class Plane:
         cdef bt_message *message = NULL if frames is None else new_message(frames)
         return bt_plane_command(self._plane, kind, token, message, 0) == 0
 
+    def describe(self, bytes description):
+        """What peers that greet from now on are told."""
+        cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(description)
+        cdef uint32_t size = <uint32_t>len(description)
+        cdef int failed
+        with nogil:
+            failed = bt_plane_describe(self._plane, data, size)
+        if failed:
+            raise MemoryError
+
     def query(self, question):
         """`question(scheduler, counters)`, while the plane stands still; keep it short.
 

@@ -28,6 +28,7 @@ from .failures import error_of
 from .ledger import Part
 from .mailbox import Mailbox
 from .outcomes import Outcomes, Outgoing
+from .recipe import same_arguments
 from .wire import NONE, VERSION, Code, Failure, Greeting, Method, Plain, Record, Role, Rows, Type
 
 __all__ = ["Link", "Sent"]
@@ -321,7 +322,7 @@ class Link:
                 f"the service speaks versions {record.lowest} to {record.highest}, not {VERSION}"
             )
             return
-        if self._description not in (None, record.description):
+        if self._description is not None and not same_arguments(self._description, record.description):
             # The calls at hand were made for another signature.
             self._description = record.description
             self._unreachable(

@@ -166,6 +166,10 @@ class Dispatcher:
         """The scheduler's changed options, from the next batch on."""
         self._mailbox.urge(self._change_options, (changes, max_queue_rows, run_timeout_ms))
 
+    def describe(self, description: bytes) -> None:
+        """What peers that greet from now on are told."""
+        self._description = description
+
     def statistics(self) -> dict[str, Any]:
         """The scheduler's own numbers, with the `groups` seen and `workers_ready`. Waits for a turn."""
         answer: Future[dict[str, Any]] = Future()

@@ -33,7 +33,7 @@ from ..signature import InvalidResult
 from .connection import Connection
 from .dispatcher import Counters, Hooks
 from .failures import error_of
-from .recipe import CallSignature
+from .recipe import CallSignature, same_arguments
 from .router import Router
 from .wire import VERSION, Code, Failure, Greeting, Packet, Plain, Record, Role, Rows, Type
 
@@ -154,6 +154,9 @@ class NativeDispatcher:
     def set_options(self, changes: dict[str, Any], max_queue_rows: int, run_timeout_ms: float | None) -> None:
         self._plane.query(lambda scheduler, _: scheduler.set_options(**changes))
         self._plane.set_limits(max_queue_rows, _timeout_ns(run_timeout_ms))
+
+    def describe(self, description: bytes) -> None:
+        self._plane.describe(description)
 
     def statistics(self) -> dict[str, Any]:
         return self._plane.query(_numbers)
@@ -419,7 +422,7 @@ class NativeLink:
     def _welcome(self, lowest: int, highest: int, description: bytes) -> str:
         if not lowest <= VERSION <= highest:
             return f"the service speaks versions {lowest} to {highest}, not {VERSION}"
-        if self._description not in (None, description):
+        if self._description is not None and not same_arguments(self._description, description):
             # The calls at hand were made for another signature.
             self._description = description
             return f"the runner {self.name!r} was replaced by one with other arguments: connect again"

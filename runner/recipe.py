@@ -18,7 +18,16 @@ from ..errors import InvalidPayload, ServiceUnreachable
 from ..options import BatchOptions
 from ..signature import Described, Signature
 
-__all__ = ["CallSignature", "ItemSignature", "Plan", "described", "model_of", "pickled", "signature_of"]
+__all__ = [
+    "CallSignature",
+    "ItemSignature",
+    "Plan",
+    "described",
+    "model_of",
+    "pickled",
+    "same_arguments",
+    "signature_of",
+]
 
 _CALL = "call"
 _FORMAT = 2
@@ -165,13 +174,26 @@ class Plan:
             ) from error
 
 
-def described(runner: Any) -> bytes:
-    """The runner as JSON. A default that cannot leave this process makes its argument required."""
+def described(runner: Any, options: BatchOptions) -> bytes:
+    """The runner as JSON, with the options that its service has. A default that cannot leave
+    this process makes its argument required."""
     signature = runner._signature()
     tree = {
         "format": _FORMAT,
         "batches": signature is not None,
-        "options": dataclasses.asdict(runner.options),
+        "options": dataclasses.asdict(options),
         "signature": None if signature is None else signature.to_bytes().decode("ascii"),
     }
     return json.dumps(tree).encode()
+
+
+def same_arguments(one: bytes, other: bytes) -> bool:
+    """Whether two descriptions are of the same calls: options may change while a service runs."""
+    try:
+        return _without_options(one) == _without_options(other)
+    except (ValueError, TypeError, RecursionError):
+        return one == other
+
+
+def _without_options(description: bytes) -> dict[str, Any]:
+    return {**json.loads(description), "options": None}

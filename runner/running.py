@@ -46,16 +46,17 @@ class RunningService(Hooks):
         self.started: Future[None] = Future()
         self._name = runner.name
         self._options = options
+        self._runner = runner
         self._workers = workers
         self._ready: set[str] = set()
         self._signature = signature_of(runner)
-        self._description = described(runner)
         recipe = pickled(runner)
         self._directory = PrivateDirectory() if endpoint is None else None
         # The hook that groups a call of a client without the runner's class needs the GIL.
         native = native_plane() and not self._signature.grouped
         self._dispatcher: Dispatcher | NativeDispatcher = (NativeDispatcher if native else Dispatcher)(
-            runner.name, self._description, _scheduler(options, batches=isinstance(runner, Handle)), self,
+            runner.name, described(runner, options),
+            _scheduler(options, batches=isinstance(runner, Handle)), self,
             max_queue_rows=options.max_queue_rows, run_timeout_ms=options.run_timeout_ms,
         )  # fmt: skip
         try:
@@ -94,6 +95,7 @@ class RunningService(Hooks):
         self._options = options
         self.engine.max_latency_ms = options.max_latency_ms
         self._dispatcher.set_options(options.for_scheduler(), options.max_queue_rows, options.run_timeout_ms)
+        self._dispatcher.describe(described(self._runner, options))
 
     def statistics(self) -> Statistics:
         return Statistics.from_numbers(self._dispatcher.statistics())

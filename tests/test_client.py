@@ -76,6 +76,36 @@ def test_the_signature_static_arguments_and_options_come_with_the_handshake():
             handle.run(np.array(2.0))
 
 
+def test_callers_get_the_options_of_the_service_also_those_that_were_set_later():
+    service = runner_service(models.Double())
+    service.options = BatchOptions(max_latency_ms=50_000)
+    with service:
+        with connect(service.endpoint, "Double") as before:
+            assert before.options.max_latency_ms == 50_000
+        service.options = BatchOptions(max_latency_ms=60_000)
+        with connect(service.endpoint, "Double") as after:
+            assert after.options.max_latency_ms == 60_000
+            assert after.run(1) == 2
+
+
+def test_a_client_connects_anew_although_the_options_changed(tmp_path):
+    service = runner_service(models.Double(), endpoint=f"ipc://{tmp_path}/socket")
+    with service, connect(service.endpoint, "Double") as handle:
+        service.stop()
+        service.options = BatchOptions(max_latency_ms=50_000)
+        service.start()
+        while (text := what_is_wrong(handle)) != "":
+            assert "replaced" not in text
+
+
+def what_is_wrong(handle):
+    try:
+        handle.run(1)
+    except ServiceUnreachable as error:
+        return str(error)
+    return ""
+
+
 def test_another_process_calls_without_the_runners_class():
     with runner_service(models.Double()) as service:
         code = (
