@@ -265,6 +265,24 @@ def test_a_full_queue_refuses_at_once_and_says_how_full_it_is(model):
     assert runner.statistics().refused == 1
 
 
+def test_a_call_that_is_predicted_to_be_late_is_refused_at_once_with_the_prediction():
+    clock = FakeClock()
+    runner = ScriptedModel(clock, options=BatchOptions())
+    for rows in (1, 2, 4, 1, 2, 4):
+        caller = Caller(runner.run_batch, [0] * rows)
+        batch = runner.expect_batch()
+        clock.advance(ms=10 + rows)
+        batch.echo()
+        caller.result()
+    first, batch = busy(runner)
+    with pytest.raises(Overloaded, match=r"predicted in \d+\.?\d* ms, after the call's 2 ms") as caught:
+        runner.run("late", deadline_ms=2)
+    assert 20 < caught.value.predicted_ms < 40  # what is left of the batch that runs, and a batch of its own
+    batch.echo()
+    assert first.result() == "first"
+    runner.close()
+
+
 def test_a_deadline_passes_while_the_batch_runs_and_nobody_else_notices(model):
     runner = model(real_time=True)
     blocked = Caller(runner.run, "slow", deadline_ms=20)
