@@ -25,7 +25,8 @@ _CACHE_ENTRIES = 1024
 # Smaller batches come from the allocator without a page fault.
 _POOLED_BYTES = 256 * 1024
 _tokens: dict[np.dtype[Any], Hashable] = {}
-_dtypes: dict[Hashable, np.dtype[Any]] = {}
+# With whether pickle was allowed: what it made for one caller is not for all of them.
+_dtypes: dict[tuple[Hashable, bool], np.dtype[Any]] = {}
 
 
 def is_raw(dtype: np.dtype[Any]) -> bool:
@@ -45,18 +46,19 @@ def dtype_token(dtype: np.dtype[Any]) -> Hashable:
 
 
 def dtype_from_token(token: Any, *, allow_pickle: bool) -> np.dtype[Any]:
-    """The dtype again. Raises InvalidPayload for what is none."""
-    if isinstance(token, tuple) and "pickle" in token[:1]:
-        refuse_pickle(allow_pickle, "a dtype")
-    dtype = _dtypes.get(token)
+    """The dtype again. Raises InvalidPayload for what is none, or needs pickle without leave."""
+    known = (token, allow_pickle)
+    dtype = _dtypes.get(known)
     if dtype is None:
         try:
-            dtype = _read_token(token)
+            dtype = _read_token(token, allow_pickle)
+        except InvalidPayload:
+            raise
         except Exception as error:
             raise InvalidPayload(f"not a dtype: {str(token)[:80]}") from error
         if len(_dtypes) >= _CACHE_ENTRIES:
             _dtypes.clear()
-        _dtypes[token] = dtype
+        _dtypes[known] = dtype
     return dtype
 
 
@@ -73,7 +75,7 @@ def _make_token(dtype: np.dtype[Any]) -> Hashable:
     return "pickle", base64.b64encode(pickle.dumps(dtype, protocol=5)).decode("ascii")
 
 
-def _read_token(token: Any) -> np.dtype[Any]:
+def _read_token(token: Any, allow_pickle: bool) -> np.dtype[Any]:
     if isinstance(token, str):
         return np.dtype(token)
     match token:
@@ -81,14 +83,15 @@ def _read_token(token: Any) -> np.dtype[Any]:
             return np.dtype(
                 {
                     "names": list(names),
-                    "formats": [_read_token(item) for item in formats],
+                    "formats": [_read_token(item, allow_pickle) for item in formats],
                     "offsets": list(offsets),
                     "itemsize": itemsize,
                 }
             )
         case ("sub", base, shape):
-            return np.dtype((_read_token(base), shape))
+            return np.dtype((_read_token(base, allow_pickle), shape))
         case ("pickle", text):
+            refuse_pickle(allow_pickle, "a dtype")
             dtype = pickle.loads(base64.b64decode(text))
             if isinstance(dtype, np.dtype):
                 return dtype
