@@ -1,0 +1,1 @@
+"""For native callers only: see include/batching/_native/arrays.pxd."""
