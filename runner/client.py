@@ -43,7 +43,8 @@ def connect(
         timeout_s: seconds for the handshake, now and whenever it is to be done again.
 
     Raises:
-        ServiceUnreachable: nobody there, another runner's name, another protocol version.
+        ServiceUnreachable: nobody there, another runner's name, another protocol version, or an
+            ipc socket that belongs to another user than this one or root.
         ValueError: an endpoint that breaks a rule.
     """
     if keys is not None:

@@ -24,6 +24,7 @@ import zmq
 
 from ..errors import RunnerClosed, ServiceUnreachable
 from .connection import Connection
+from .endpoints import distrust
 from .failures import error_of
 from .ledger import Part
 from .mailbox import Mailbox
@@ -321,6 +322,10 @@ class Link:
             self._unreachable(
                 f"the service speaks versions {record.lowest} to {record.highest}, not {VERSION}"
             )
+            return
+        # Now, as its socket was not yet there when this link was made.
+        if problem := distrust(self.endpoint):
+            self._unreachable(problem)
             return
         if self._description is not None and not same_arguments(self._description, record.description):
             # The calls at hand were made for another signature.

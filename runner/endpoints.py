@@ -10,7 +10,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["PrivateDirectory", "allows_pickle", "checked"]
+__all__ = ["PrivateDirectory", "allows_pickle", "checked", "distrust"]
 
 # sun_path without its final zero, on Linux; four bytes more than macOS has.
 MAX_PATH_BYTES = 107 if os.uname().sysname == "Linux" else 103
@@ -19,9 +19,30 @@ _TCP = re.compile(r"tcp://(?P<host>\[[^]]*\]|[^:]*):(?P<port>\d+|\*)")
 
 
 def allows_pickle(endpoint: str) -> bool:
-    """Only this user reaches an ipc socket in a private directory; anybody on this machine
-    reaches tcp, and whoever may send pickle may run code."""
-    return endpoint.startswith("ipc://")
+    """Whether the other end may send pickle, and so run code here.
+
+    Over ipc: a dispatcher lets only its own user connect (mode 0600), wherever its socket
+    is, and nobody follows a socket of somebody else's (see `distrust`). Over tcp never:
+    anybody on this machine reaches it.
+    """
+    return endpoint.startswith("ipc://") and not distrust(endpoint)
+
+
+def distrust(endpoint: str) -> str:
+    """Why what listens there is not to be trusted; "" if it is this user's, root's, or not there."""
+    if not endpoint.startswith("ipc://"):
+        return ""
+    try:
+        owner = _owner(endpoint.removeprefix("ipc://"))
+    except OSError:
+        return ""
+    if owner in (0, os.geteuid()):
+        return ""
+    return f"the socket {endpoint} belongs to another user (uid {owner}), who could run code here"
+
+
+def _owner(path: str) -> int:
+    return os.stat(path).st_uid
 
 
 def checked(endpoint: str) -> str:

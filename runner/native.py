@@ -32,6 +32,7 @@ from ..payloads import Encoded, Fixed, Var
 from ..signature import InvalidResult
 from .connection import Connection
 from .dispatcher import Counters, Hooks
+from .endpoints import distrust
 from .failures import error_of
 from .recipe import CallSignature, same_arguments
 from .router import Router
@@ -422,6 +423,9 @@ class NativeLink:
     def _welcome(self, lowest: int, highest: int, description: bytes) -> str:
         if not lowest <= VERSION <= highest:
             return f"the service speaks versions {lowest} to {highest}, not {VERSION}"
+        # Now, as its socket was not yet there when this link was made.
+        if problem := distrust(self.endpoint):
+            return problem
         if self._description is not None and not same_arguments(self._description, description):
             # The calls at hand were made for another signature.
             self._description = description

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import zmq
@@ -48,6 +49,10 @@ class Router:
             self._socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
             self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
         self._socket.bind(endpoint)
+        if endpoint.startswith("ipc:"):
+            # Whoever can connect may send pickle, wherever the user put the socket. For the
+            # moment in between, the umask holds: changing that would be felt by all threads.
+            os.chmod(endpoint.removeprefix("ipc://"), 0o600)
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import subprocess
 import sys
 import weakref
@@ -26,7 +27,7 @@ from batching import (
     connect,
     runner_service,
 )
-from batching.runner import client
+from batching.runner import client, endpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(30)]
 
@@ -122,6 +123,14 @@ def test_another_process_calls_without_the_runners_class():
             check=False,
         )
     assert (done.stdout, done.stderr) == ("[0, 2, 4] [2, 'aa']\n", "")
+
+
+def test_a_socket_of_another_user_is_not_trusted(monkeypatch):
+    with runner_service(models.Echo()) as service:
+        monkeypatch.setattr(endpoints, "_owner", lambda path: os.geteuid() + 4711)
+        with pytest.raises(ServiceUnreachable, match=r"belongs to another user \(uid \d+\)"):
+            connect(service.endpoint, "Echo")
+        assert not endpoints.allows_pickle(service.endpoint)
 
 
 # ---- one socket ------------------------------------------------------------------------------

@@ -110,6 +110,12 @@ def test_the_default_endpoint_is_a_socket_that_only_this_user_reaches():
     assert not folder.exists()
 
 
+def test_a_socket_of_the_users_own_is_reached_by_this_user_only(tmp_path):
+    path = tmp_path / "socket"
+    with runner_service(Pid(), endpoint=f"ipc://{path}"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 def test_over_tcp_on_loopback_arrays_are_served_and_pickle_is_refused():
     with runner_service(models.Double(), endpoint="tcp://127.0.0.1:0") as service:
         assert not service.endpoint.endswith(":0")
