@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 from collections.abc import Iterator
 
 import zmq
@@ -25,6 +27,7 @@ _MESSAGES_A_TURN = 1_000
 _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 6_000
 _LINGER_MS = 500
+_PROBE_S = 1.0
 _MAX_MESSAGE_BYTES = 2**31
 
 
@@ -43,7 +46,9 @@ class Router:
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
 
     def bind(self, endpoint: str) -> str:
-        """Listens; returns the endpoint with its real port."""
+        """Listens; returns the endpoint with its real port. Raises OSError if another does there."""
+        if endpoint.startswith("ipc:"):
+            _check_free(endpoint.removeprefix("ipc://"))
         if endpoint.startswith("tcp:"):
             self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))
             self._socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
@@ -97,6 +102,19 @@ class Router:
         self._monitor.close()
         self._socket.close()
         self._context.term()
+
+
+def _check_free(path: str) -> None:
+    # libzmq removes what is in its way, also the socket of a service that is alive.
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_PROBE_S)
+        try:
+            probe.connect(path)
+        except TimeoutError:  # busy, but there
+            pass
+        except OSError:  # nobody there, or a socket that was left behind
+            return
+    raise OSError(errno.EADDRINUSE, "another process listens there", path)
 
 
 def source_fd(frames: list[zmq.Frame]) -> int:

@@ -167,6 +167,7 @@ class _Service:
             RunnerError: a `_setup` raised; with the worker's traceback.
             WorkerDied: a worker died before it was ready.
             DeadlineExceeded: a worker was not ready within `start_timeout_s`.
+            OSError: the endpoint is in use.
         """
         with self._lock:
             if self._state is _State.RUNNING:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -114,6 +116,23 @@ def test_a_socket_of_the_users_own_is_reached_by_this_user_only(tmp_path):
     path = tmp_path / "socket"
     with runner_service(Pid(), endpoint=f"ipc://{path}"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_second_service_does_not_take_a_live_socket_over(tmp_path):
+    endpoint = f"ipc://{tmp_path}/socket"
+    with runner_service(Pid(), endpoint=endpoint) as first:
+        with pytest.raises(OSError, match=f"listens there: '{tmp_path}/socket'") as caught:
+            runner_service(Pid(), endpoint=endpoint).start()
+        assert caught.value.errno == errno.EADDRINUSE
+        with connect(endpoint, "Pid") as handle:
+            assert handle.run(1) == first.run(1)
+
+
+def test_a_socket_that_was_left_behind_is_replaced(tmp_path):
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(f"{tmp_path}/socket")
+    with runner_service(Pid(), endpoint=f"ipc://{tmp_path}/socket") as service:
+        assert service.run(1) != os.getpid()
 
 
 def test_over_tcp_on_loopback_arrays_are_served_and_pickle_is_refused():
