@@ -44,6 +44,11 @@ from .wire import Buffer, Code, Failure, Greeting, Plain, Record, Role, Rows, Ty
 __all__ = ["Model", "WorkerLink", "supervised", "work"]
 
 
+class _Unreadable(Exception):
+    """The arguments of a batch cannot be read: its callers' fault. An InvalidPayload that the
+    model raises is the model's, like anything else that it raises."""
+
+
 class Model:
     """A runner's code between two records: a BATCH in, a RESULT or an ERROR out. Never raises."""
 
@@ -75,9 +80,13 @@ class Model:
             last = Slicer(buffers).cut(batch.rows - 1, 1)
             buffers = join([buffers, *[last] * missing])
         whole = [Buffer(b.row_bytes, [contiguous(b)], b.lengths) for b in buffers]
-        return self._signature.decode(
-            batch.key, to_encoded(whole), _model_rows(batch), allow_pickle=self._allow_pickle
-        )
+        return self._decoded(batch.key, to_encoded(whole), _model_rows(batch))
+
+    def _decoded(self, key: bytes, buffers: Any, rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        try:
+            return self._signature.decode(key, buffers, rows, allow_pickle=self._allow_pickle)
+        except InvalidPayload as error:
+            raise _Unreadable(str(error)) from error
 
     def _result(self, batch: Rows, result: Any) -> Rows:
         rows = _model_rows(batch)
@@ -94,9 +103,7 @@ class NativeModel(Model):
     """The same between a `NativeBatch` and a message's address, or an ERROR."""
 
     def _arguments(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return self._signature.decode(
-            batch.key, batch.buffers, _model_rows(batch), allow_pickle=self._allow_pickle
-        )
+        return self._decoded(batch.key, batch.buffers, _model_rows(batch))
 
     def __init__(self, runner: Any, *, allow_pickle: bool) -> None:
         super().__init__(runner, allow_pickle=allow_pickle)
@@ -131,7 +138,7 @@ def _model_rows(batch: Rows | NativeBatch) -> int:
 def _failure(id_: int, error: BaseException, hook: str) -> Failure:
     if isinstance(error, InvalidResult):
         return Failure(id_, Code.BAD_RESULT, str(error))
-    if isinstance(error, InvalidPayload):
+    if isinstance(error, _Unreadable):
         return Failure(id_, Code.INVALID_PAYLOAD, str(error))
     return model_failure(error, hook, id_)
 

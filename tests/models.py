@@ -108,6 +108,19 @@ class Recursive(Runner):
         return self.run(x[0])
 
 
+class Asks(Runner):
+    """Its own runner refuses what it asks."""
+
+    def _setup(self) -> None:
+        self.inner = Scale()
+
+    def _run_batch(self, x: np.ndarray) -> Any:
+        return self.inner.run_batch(x, x[:-1])
+
+    def _shutdown(self) -> None:
+        self.inner.close()
+
+
 class Greet(SimpleRunner):
     """Never batched."""
 

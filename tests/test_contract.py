@@ -302,6 +302,13 @@ def test_only_the_guilty_calls_of_a_batch_fail(way):
     np.testing.assert_array_equal(np.concatenate(answers[:2] + answers[3:]), [1, 2, 3, 4])
 
 
+def test_what_a_model_was_refused_by_a_runner_of_its_own_is_its_error(way):
+    with pytest.raises(RunnerError, match="_run_batch raised InvalidPayload") as caught:
+        way(models.Asks)("run_batch", np.zeros((3, 1)))
+    assert caught.value.type_name == "InvalidPayload"
+    assert "_run_batch" in caught.value.traceback
+
+
 def test_each_caller_has_an_error_of_its_own(way):
     first, second = way(models.Picky).run_all([np.array([-1.0]), np.array([-2.0])])
     assert first is not second
