@@ -67,7 +67,7 @@ class Hooks:
         """The supervised worker greeted."""
 
     def kill_worker(self, token: str, why: str) -> None:
-        """The supervised worker hangs or lost its connection. Its death is awaited."""
+        """The supervised worker hangs or lost its connection. `worker_died` is awaited."""
 
     def settle_turn(self) -> None:
         """The outcomes of this turn are complete."""
@@ -324,7 +324,7 @@ class Dispatcher:
         if peer is None:
             peer = _newcomer(identity, fd, hello)
             self._peers.add(peer)
-            if isinstance(peer, Worker):
+            if isinstance(peer, Worker) and peer.token:
                 self._hooks.worker_ready(peer.token)
         self._post(peer, Greeting(Type.WELCOME, Role.DISPATCHER, self._name, self._description))
 

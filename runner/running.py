@@ -76,7 +76,7 @@ class RunningService(Hooks):
             else LocalEngine(self._dispatcher, self._signature, self._outcomes, options, allow_pickle)
         )
         plan = WorkerPlan(recipe, self.endpoint, allow_pickle, options.concurrency, start_timeout_s)
-        self._supervisor = Supervisor(plan, workers, self._on_death)
+        self._supervisor = Supervisor(plan, workers, self._on_death, self._on_ready, self._on_unknown)
         self._dispatcher.start()
         self._supervisor.start()
 
@@ -104,11 +104,6 @@ class RunningService(Hooks):
 
     def worker_ready(self, token: str) -> None:
         self._supervisor.ready(token)
-        self._ready.add(token)
-        if len(self._ready) >= self._workers:
-            with suppress(InvalidStateError):
-                self.started.set_result(None)
-        self._dispatcher.fail_calls(None)
 
     def kill_worker(self, token: str, why: str) -> None:
         self._supervisor.kill(token, why)
@@ -125,6 +120,18 @@ class RunningService(Hooks):
         return call
 
     # In the supervisor's thread:
+
+    def _on_ready(self, token: str) -> None:
+        self._ready.add(token)
+        if len(self._ready) >= self._workers:
+            with suppress(InvalidStateError):
+                self.started.set_result(None)
+        self._dispatcher.fail_calls(None)
+
+    def _on_unknown(self, token: str) -> None:
+        # Its greeting came behind the news of its death, or it is nobody's worker.
+        failure = Failure(0, Code.WORKER_DIED, f"worker {token!r} is dead, or was never of this service")
+        self._dispatcher.worker_died(token, failure)
 
     def _on_death(self, death: Death) -> None:
         self._ready.discard(death.token)

@@ -5,7 +5,9 @@ Guarantees      1. a death is noticed at once, through a pidfd or a waiting thre
                 2. a dead worker is replaced, at once the first time, then after a pause
                    that doubles; a worker that became ready ends the doubling;
                 3. a `_setup` that raises is reported with its traceback as soon as it did;
-                4. after `stop` no worker process is left, nor after the death of this
+                4. whoever goes by a token of no process here is named as unknown: nobody
+                   waits for the death of a worker that is dead already, or was none;
+                5. after `stop` no worker process is left, nor after the death of this
                    process, whatever ended it: each worker waits for the end of a pipe.
 Not promised    that a replacement's `_setup` works: it is tried again, for ever.
 Why this shape  one thread owns all processes; everybody else posts to it.
@@ -85,14 +87,26 @@ class Supervisor:
     """Owns `count` workers from `start` to `stop`.
 
     Args:
-        on_death: called in the supervisor's thread with each Death, before the
-            worker is replaced.
+        on_death: with each Death, before the worker is replaced.
+        on_ready: with the token of a worker that greeted and lives.
+        on_unknown: with a token that no process here has, any more or at all.
+
+    They are called in the supervisor's thread.
     """
 
-    def __init__(self, plan: WorkerPlan, count: int, on_death: Callable[[Death], None]) -> None:
+    def __init__(
+        self,
+        plan: WorkerPlan,
+        count: int,
+        on_death: Callable[[Death], None],
+        on_ready: Callable[[str], None],
+        on_unknown: Callable[[str], None],
+    ) -> None:
         self._plan = plan
         self._count = count
         self._on_death = on_death
+        self._on_ready = on_ready
+        self._on_unknown = on_unknown
         self._mailbox = Mailbox()
         self._selector = selectors.DefaultSelector()
         self._processes: dict[str, _Process] = {}
@@ -237,15 +251,20 @@ class Supervisor:
 
     def _mark_ready(self, token: str) -> None:
         process = self._processes.get(token)
-        if process is not None:
-            process.ready = True
-            self._failures = 0
+        if process is None:
+            self._on_unknown(token)
+            return
+        process.ready = True
+        self._failures = 0
+        self._on_ready(token)
 
     def _kill(self, request: tuple[str, str]) -> None:
         token, why = request
         process = self._processes.get(token)
+        if process is None:
+            self._on_unknown(token)
         # One that was asked to leave may close its connection, and has its grace.
-        if process is not None and not self._stopping:
+        elif not self._stopping:
             process.killed_for = process.killed_for or why
             process.popen.kill()
 

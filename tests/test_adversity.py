@@ -415,6 +415,15 @@ def test_a_worker_that_leaves_with_a_batch_loses_it_to_another(echo):
     assert service.statistics().workers_ready == 1
 
 
+def test_a_worker_with_a_token_that_its_supervisor_does_not_know_keeps_no_call(echo):
+    service, peer = echo
+    peer.greet("Echo", Role.WORKER, credits=4, description=b'{"token": "9-dead"}')
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(service.run, np.full((), i)) for i in range(4)]
+        assert [int(call.result(PATIENCE_S)) for call in calls] == [0, 1, 2, 3]
+    assert service.statistics().workers_ready == 1
+
+
 def test_the_calls_of_a_client_that_is_gone_leave_the_queue(test):
     with serve(test) as service:
         blocker = Caller(service.run, 1)

@@ -46,7 +46,12 @@ class Fails(Runner):
 
 
 @pytest.fixture
-def supervise(tmp_path):
+def unknown() -> queue.SimpleQueue[str]:
+    return queue.SimpleQueue()
+
+
+@pytest.fixture
+def supervise(tmp_path, unknown):
     """Starts a supervisor of one worker; its deaths come through a queue."""
     started = []
 
@@ -54,7 +59,7 @@ def supervise(tmp_path):
         deaths: queue.SimpleQueue[Death] = queue.SimpleQueue()
         recipe = pickled(runner)
         plan = WorkerPlan(recipe, f"ipc://{tmp_path}/none", True, 1, start_timeout_s)
-        supervisor = Supervisor(plan, 1, deaths.put)
+        supervisor = Supervisor(plan, 1, deaths.put, lambda token: None, unknown.put)
         started.append(supervisor)
         supervisor.start()
         return supervisor, deaths
@@ -81,6 +86,13 @@ def test_a_death_is_reported_with_its_signal_and_the_worker_is_replaced(supervis
     assert "SIGTERM" in death.failure.message
     assert not death.was_ready
     assert int(pipe.read_text()) != first
+
+
+@pytest.mark.parametrize("told", [lambda it: it.kill("9-dead", "why"), lambda it: it.ready("9-dead")])
+def test_a_token_of_no_process_is_named_as_unknown(supervise, pipe, unknown, told):
+    supervisor, _ = supervise(Waits(str(pipe)))
+    told(supervisor)
+    assert unknown.get(timeout=PATIENCE_S) == "9-dead"
 
 
 def test_a_death_is_noticed_without_pidfds_too(supervise, pipe, monkeypatch):
