@@ -121,6 +121,13 @@ class Asks(Runner):
         self.inner.close()
 
 
+class Fails(SimpleRunner):
+    """Returns an exception instead of raising it."""
+
+    def _run(self, x: Any) -> Any:
+        return ValueError("returned")
+
+
 class Greet(SimpleRunner):
     """Never batched."""
 

@@ -264,6 +264,13 @@ def test_a_simple_runner_is_never_batched(way):
         way(models.Greet)("run", "nobody")
 
 
+def test_an_exception_that_a_simple_runner_returns_is_raised(way):
+    # Not by `together`, which takes what is raised for what is returned.
+    caller = way(models.Fails)
+    with pytest.raises(ValueError, match="returned"):
+        asyncio.run(caller.handle.async_run(1)) if caller.name.endswith("asyncio") else caller.handle.run(1)
+
+
 # ---- memory ------------------------------------------------------------------------------------
 
 
