@@ -10,6 +10,7 @@ Why this shape  a service that is started again gets a new one of these, so that
 from __future__ import annotations
 
 import os
+import threading
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Any
@@ -49,6 +50,8 @@ class RunningService(Hooks):
         self._runner = runner
         self._workers = workers
         self._ready: set[str] = set()
+        self._ending = threading.Lock()  # the interpreter's end may meet a stop under way
+        self._ended = False
         self._signature = signature_of(runner)
         recipe = pickled(runner)
         self._directory = PrivateDirectory() if endpoint is None else None
@@ -157,13 +160,17 @@ class RunningService(Hooks):
             self._end(late)
 
     def _end(self, why: str) -> None:
-        try:
-            self._supervisor.retire(0)
-            self._supervisor.join()
-        finally:
-            self._dispatcher.end(Failure(0, Code.CLOSED, why))
-            if self._directory is not None:
-                self._directory.remove()
+        with self._ending:
+            if self._ended:
+                return
+            self._ended = True
+            try:
+                self._supervisor.retire(0)
+                self._supervisor.join()
+            finally:
+                self._dispatcher.end(Failure(0, Code.CLOSED, why))
+                if self._directory is not None:
+                    self._directory.remove()
 
     # ---- forks -----------------------------------------------------------------------
 

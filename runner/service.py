@@ -14,7 +14,6 @@ import atexit
 import enum
 import os
 import threading
-import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -71,6 +70,10 @@ def runner_service(
         endpoint = checked(endpoint)
     kind = RunnerService if isinstance(runner, Handle) else ItemService
     return kind(runner, workers, endpoint, float(start_timeout_s))
+
+
+# For a thread that is inside `stop` when the interpreter ends.
+_EXIT_PATIENCE_S = 1.0
 
 
 class _State(enum.Enum):
@@ -215,6 +218,16 @@ class _Service:
                 self._state = _State.STOPPED
                 _services.discard(self)
 
+    def _stop_at_exit(self) -> None:
+        if self._lock.acquire(timeout=_EXIT_PATIENCE_S):
+            self._lock.release()
+            self.stop(timeout_s=0)
+            return
+        # A thread is inside `stop`, and may wait for a batch that never ends.
+        running = self._running
+        if running is not None:
+            running.stop(0)
+
     def __enter__(self) -> Self:
         return self.start()
 
@@ -274,12 +287,13 @@ class ItemService(_Service, ItemHandle):
 # Never touched again, not even freed: its threads and sockets do not exist in this process.
 _of_parents: list[RunningService | ForkedService] = []
 
-_services: weakref.WeakSet[_Service] = weakref.WeakSet()
+# What runs. Not weak: a service whose handle was dropped has workers and files all the same.
+_services: set[_Service] = set()
 
 
 def _stop_all() -> None:
     for service in list(_services):
-        service.stop(timeout_s=0)
+        service._stop_at_exit()
 
 
 def _after_fork() -> None:
