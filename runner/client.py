@@ -19,7 +19,7 @@ from ..errors import RunnerClosed
 from ..options import BatchOptions
 from ..statistics import Statistics
 from .client_link import Link, Sent
-from .endpoints import allows_pickle, checked
+from .endpoints import allows_pickle, checked, checked_seconds
 from .native import NativeLink, native_plane
 from .outcomes import Outcomes, prepare
 from .recipe import CallSignature, Plan
@@ -45,12 +45,11 @@ def connect(
     Raises:
         ServiceUnreachable: nobody there, another runner's name, another protocol version, or an
             ipc socket that belongs to another user than this one or root.
-        ValueError: an endpoint that breaks a rule.
+        TypeError, ValueError: an argument that breaks a rule, with its value.
     """
     if keys is not None:
         raise ValueError("keys are not implemented yet: leave keys=None, and use ipc or tcp on loopback")
-    if not timeout_s > 0:
-        raise ValueError(f"timeout_s must be above 0, got {timeout_s!r}")
+    timeout_s = checked_seconds("timeout_s", timeout_s)
     endpoint = checked(endpoint)
     link = _links.acquire(endpoint, name, timeout_s)
     try:

@@ -8,9 +8,10 @@ import re
 import shutil
 import tempfile
 from contextlib import suppress
+from numbers import Real
 from pathlib import Path
 
-__all__ = ["PrivateDirectory", "allows_pickle", "checked", "distrust"]
+__all__ = ["PrivateDirectory", "allows_pickle", "checked", "checked_seconds", "distrust"]
 
 # sun_path without its final zero, on Linux; four bytes more than macOS has.
 MAX_PATH_BYTES = 107 if os.uname().sysname == "Linux" else 103
@@ -87,6 +88,16 @@ def _checked_tcp(endpoint: str) -> str:
             "Use tcp://127.0.0.1:PORT, or ipc on one machine"
         )
     return f"tcp://[{host}]:{match['port']}" if ":" in host else f"tcp://{host}:{match['port']}"
+
+
+def checked_seconds(name: str, value: object) -> float:
+    """Raises TypeError or ValueError, naming the argument and its value."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number of seconds, got {value!r}")
+    seconds = float(value)
+    if not seconds > 0:
+        raise ValueError(f"{name} must be above 0, got {value!r}")
+    return seconds
 
 
 class PrivateDirectory:

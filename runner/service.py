@@ -25,7 +25,7 @@ from ..budget import warn_if_below_one_row
 from ..errors import RunnerClosed
 from ..options import BatchOptions
 from ..statistics import Statistics
-from .endpoints import checked
+from .endpoints import checked, checked_seconds
 from .running import ForkedService, RunningService
 
 __all__ = ["ItemService", "RunnerService", "runner_service"]
@@ -64,12 +64,11 @@ def runner_service(
         raise ValueError(f"workers must be at least 1, got {workers}")
     if keys is not None:
         raise ValueError("keys are not implemented yet: leave keys=None, and use ipc or tcp on loopback")
-    if not start_timeout_s > 0:
-        raise ValueError(f"start_timeout_s must be above 0, got {start_timeout_s!r}")
+    start_timeout_s = checked_seconds("start_timeout_s", start_timeout_s)
     if endpoint is not None:
         endpoint = checked(endpoint)
     kind = RunnerService if isinstance(runner, Handle) else ItemService
-    return kind(runner, workers, endpoint, float(start_timeout_s))
+    return kind(runner, workers, endpoint, start_timeout_s)
 
 
 # For a thread that is inside `stop` when the interpreter ends.

@@ -133,6 +133,14 @@ def test_a_socket_of_another_user_is_not_trusted(monkeypatch):
         assert not endpoints.allows_pickle(service.endpoint)
 
 
+@pytest.mark.parametrize("value", [None, "x", True])
+def test_a_timeout_that_is_no_number_is_named(value):
+    with pytest.raises(TypeError, match=f"^timeout_s must be a number of seconds, got {value!r}"):
+        connect("ipc:///tmp/x", "Echo", timeout_s=value)
+    with pytest.raises(TypeError, match=f"^start_timeout_s must be a number of seconds, got {value!r}"):
+        runner_service(models.Echo(), start_timeout_s=value)
+
+
 # ---- one socket ------------------------------------------------------------------------------
 
 
