@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MIN_PACKET_BYTES 4096u
+
 /* ---- received ----------------------------------------------------------- */
 
 bt_message *bt_message_new(bt_zmsg *zmsg, uint32_t frames)
@@ -129,22 +131,37 @@ int bt_outgoing_add(bt_outgoing *o, void *data, size_t bytes, bt_zmq_free releas
     return 0;
 }
 
+/* Of the next packet: room for one like the last, less than half of what a larger one left. */
+static size_t next_capacity(size_t capacity, size_t used)
+{
+    size_t wanted = used < capacity / 2 ? capacity / 2 : capacity;
+    return wanted < MIN_PACKET_BYTES ? MIN_PACKET_BYTES : wanted;
+}
+
 bt_message *bt_outgoing_take(bt_outgoing *o)
 {
     bt_message *m = NULL;
-    if (bt_writer_finish(&o->w) == 0 && (o->capacity > 0 || next_frame(o) != NULL) &&
-        bt_zmq.msg_init_data(&o->frame[0], o->w.data, o->w.bytes, release_block, NULL) == 0) {
-        /* The packet's memory now belongs to its frame; the next packet gets as much again. */
-        size_t capacity = o->w.capacity;
-        o->w.data = NULL;
-        o->w.capacity = 0;
-        m = bt_message_new(o->frame, o->frames);
-        if (m == NULL)
-            bt_zmq.msg_close(&o->frame[0]);
-        else
-            o->frames = 1;
-        o->w.data = malloc(capacity);
-        if (o->w.data != NULL) o->w.capacity = capacity;
+    if (bt_writer_finish(&o->w) == 0 && (o->capacity > 0 || next_frame(o) != NULL)) {
+        size_t used = o->w.bytes, next = next_capacity(o->w.capacity, used);
+        /* Whoever holds a call of this packet holds its block: not with room that nothing fills. */
+        if (used < o->w.capacity / 2) {
+            uint8_t *fitting = realloc(o->w.data, used);
+            if (fitting != NULL) {
+                o->w.data = fitting;
+                o->w.capacity = used;
+            }
+        }
+        if (bt_zmq.msg_init_data(&o->frame[0], o->w.data, used, release_block, NULL) == 0) {
+            o->w.data = NULL;
+            o->w.capacity = 0;
+            m = bt_message_new(o->frame, o->frames);
+            if (m == NULL)
+                bt_zmq.msg_close(&o->frame[0]);
+            else
+                o->frames = 1;
+            o->w.data = malloc(next);
+            if (o->w.data != NULL) o->w.capacity = next;
+        }
     }
     bt_outgoing_start(o);
     return m;

@@ -1,5 +1,6 @@
 """The native dispatcher: one answer for every call, whatever peers send and whoever dies."""
 
+import ctypes
 import struct
 import threading
 
@@ -504,6 +505,33 @@ def test_calls_of_the_own_process_take_the_same_path(service):
     link.drop(message)
     assert (kind, broken) == ("local", None)
     assert sorted((id_, numbers(content)) for _, id_, content in records) == [(1, [5, 5]), (2, [6])]
+
+
+def test_a_packet_that_waits_holds_little_more_memory_than_it_fills():
+    memory = ctypes.CDLL(None)
+    if not hasattr(memory, "mallinfo2"):
+        pytest.skip("the C library does not tell what is allocated")
+
+    class Info(ctypes.Structure):
+        _fields_ = (("numbers", ctypes.c_size_t * 10),)
+
+    memory.mallinfo2.restype = Info
+
+    def allocated_bytes():
+        numbers = memory.mallinfo2().numbers
+        return numbers[4] + numbers[7]  # mapped, and in the arenas
+
+    messages = []
+    pipe = link.Pipe(messages.append, lambda: None, RuntimeError)
+    pipe.open()
+    before_bytes = allocated_bytes()
+    for id_ in range(500):
+        pipe.write_plain(PONG, id_)
+    grown_bytes = allocated_bytes() - before_bytes
+    assert len(messages) == 500
+    for message in messages:
+        link.drop(message)
+    assert grown_bytes < 500 * 1024
 
 
 def test_draining_answers_what_was_accepted_and_refuses_the_rest(service):
