@@ -116,6 +116,34 @@ def test_large_buffers_are_writable_also_from_read_only_memory() -> None:
     assert again[0] == 1
 
 
+class Counted:
+    """Counts how often it is pickled."""
+
+    def __init__(self, content) -> None:
+        self.content = content
+        self.pickled = 0
+
+    def __reduce__(self):
+        self.pickled += 1
+        return Counted, (self.content,)
+
+
+@pytest.mark.parametrize("content", [np.ones(2_000), b"x" * 10_000, [np.ones(300)] * 20, "small"])
+def test_alike_elements_are_pickled_once(content) -> None:
+    elements = [Counted(content) for _ in range(3)]
+    blobs = pickling.dumps_each(elements)
+    assert [element.pickled for element in elements] == [1, 1, 1]
+    assert all(np.array_equal(again.content, content) for again in pickling.loads_each(blobs))
+
+
+def test_a_large_element_among_small_ones_still_leaves_its_buffers_outside() -> None:
+    elements = [Counted("small"), Counted(np.ones(2_000)), Counted("small")]
+    blobs = list(map(bytearray, pickling.dumps_each(elements)))
+    assert [element.pickled for element in elements] == [1, 2, 1]
+    again = pickling.loads_each(blobs)
+    assert np.shares_memory(again[1].content, np.frombuffer(blobs[1], dtype=np.uint8))
+
+
 def test_small_and_strided_buffers_stay_inside_the_pickle() -> None:
     for array in (np.ones(3), np.ones((200, 200))[::2, ::2], np.ones((90, 90), order="F")):
         again = pickling.loads(pickling.dumps(array))

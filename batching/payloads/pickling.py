@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from batching.errors import InvalidPayload
@@ -40,38 +40,51 @@ def dumps(value: Any) -> bytes:
 
 def dumps_each(values: Sequence[Any]) -> list[bytes]:
     """Each value as bytes of its own. Raises InvalidPayload naming the type that cannot be pickled."""
+    if not values:
+        return []
+    first = _dumps_with_care(values[0])
+    # Elements of one list are mostly alike: large ones are pickled once, in the way of large ones.
+    if len(first) >= _OUT_OF_BAND_BYTES:
+        return [first, *map(_dumps_with_care, values[1:])]
     try:
-        streams = [_plain_dumps(value, 5) for value in values]
+        streams = [first, *[_plain_dumps(value, 5) for value in values[1:]]]
     except Exception:
-        return [_dumps_with_care(value) for value in values]
+        return [first, *map(_dumps_with_care, values[1:])]
     # One look at all of them: most are small, and say nothing of __main__.
-    if max(map(len, streams), default=0) >= _OUT_OF_BAND_BYTES or b"__main__" in b"".join(streams):
-        return [_dumps_with_care(value) for value in values]
-    return streams
+    if max(map(len, streams)) < _OUT_OF_BAND_BYTES and b"__main__" not in b"".join(streams):
+        return streams
+    return [
+        _dumps_with_care(value) if len(stream) >= _OUT_OF_BAND_BYTES or b"__main__" in stream else stream
+        for value, stream in zip(values, streams, strict=True)
+    ]
 
 
 def _dumps_with_care(value: Any) -> bytes:
-    buffers: list[pickle.PickleBuffer] = []
+    large: list[memoryview] = []
     try:
-        stream = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+        stream = pickle.dumps(value, protocol=5, buffer_callback=_keep_large_in(large))
     except Exception:
         stream = b""
     # What belongs to __main__ is pickled by a name that means something else in a worker.
     if not stream or b"__main__" in stream:
         return _dumps_by_value(value)
-    if not buffers:
-        return stream
-    views = _views(buffers)
-    return pickle.dumps(value, protocol=5) if views is None else _pack(stream, views)
+    return _pack(stream, large) if large else stream
 
 
-def _views(buffers: list[pickle.PickleBuffer]) -> list[memoryview] | None:
-    """The buffers' bytes, or None where they had better stay inside the pickle."""
-    try:
-        views = [buffer.raw() for buffer in buffers]
-    except BufferError:
-        return None
-    return views if sum(view.nbytes for view in views) >= _OUT_OF_BAND_BYTES else None
+def _keep_large_in(views: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
+    """What takes large buffers out of a pickle, and says of the others that they stay inside."""
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            view = buffer.raw()
+        except BufferError:
+            return True
+        if view.nbytes < _OUT_OF_BAND_BYTES:
+            return True
+        views.append(view)
+        return False
+
+    return keep
 
 
 def loads(blob: Any) -> Any:
@@ -111,15 +124,14 @@ def _dumps_by_value(value: Any) -> bytes:
     # Imported here: most processes never need it.
     import cloudpickle  # type: ignore[import-untyped]
 
-    buffers: list[pickle.PickleBuffer] = []
+    large: list[memoryview] = []
     try:
-        stream = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-        views = _views(buffers)
-        return bytes(cloudpickle.dumps(value, protocol=5)) if views is None else _pack(stream, views)
+        stream: bytes = cloudpickle.dumps(value, protocol=5, buffer_callback=_keep_large_in(large))
     except Exception as error:
         raise InvalidPayload(
             f"a value of type {type(value).__name__} cannot be pickled: {type(error).__name__}: {error}"
         ) from error
+    return _pack(stream, large) if large else stream
 
 
 def _padding(size: int) -> bytes:
