@@ -221,7 +221,8 @@ void bt_plane_dispatch(bt_plane *p)
         bt_peer *worker = bt_peer_free_worker(p);
         if (worker == NULL || write_batch(p, worker, &d) != 0) {
             bt_wire_error e = bt_plain_error(BT_E_OVERLOADED, "the batch cannot be sent: it is too large, or memory is short");
-            bt_plane_ended(p, d.batch, BT_INVALID, &e);
+            /* Its calls may well fit one by one: halved like a batch that raised. */
+            bt_plane_ended(p, d.batch, BT_RAISED, &e);
             continue;
         }
         bt_running *running = &worker->running[worker->busy++];

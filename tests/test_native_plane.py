@@ -507,6 +507,32 @@ def test_calls_of_the_own_process_take_the_same_path(service):
     assert sorted((id_, numbers(content)) for _, id_, content in records) == [(1, [5, 5]), (2, [6])]
 
 
+def in_many_frames(id_, frames):
+    """A call whose only buffer comes in as many frames, of one row each."""
+    head, data = wire.pack([(CALL, id_, rows_content(frames, id_))])
+    descriptor = struct.pack("<QiI", len(data), ROW_BYTES, 1)
+    assert head.count(descriptor) == 1
+    head = head.replace(descriptor, struct.pack("<QiI", len(data), ROW_BYTES, frames))
+    head = head[:18] + struct.pack("<H", frames) + head[20:]
+    return [head, *(data[at : at + ROW_BYTES] for at in range(0, len(data), ROW_BYTES))]
+
+
+def test_a_batch_that_one_message_cannot_hold_is_halved_until_it_fits(start):
+    service = start(max_batch_rows=1_000_000, max_queue_rows=1_000_000)
+    client, worker = service.client(), service.worker()
+    client.call(99)
+    first = worker.next()
+    for id_ in (1, 2):
+        client.socket.send_multipart(in_many_frames(id_, 40_000))
+    client.send((PING, 9, None))
+    assert client.next()[0] == PONG
+    worker.reply(first)
+    for _ in range(2):
+        worker.reply(worker.next())
+    client.outcome()
+    assert sorted(client.outcome() for _ in range(2)) == [(id_, [id_] * 40_000) for id_ in (1, 2)]
+
+
 def test_a_packet_that_waits_holds_little_more_memory_than_it_fills():
     memory = ctypes.CDLL(None)
     if not hasattr(memory, "mallinfo2"):
