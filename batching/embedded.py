@@ -114,6 +114,7 @@ class _Ended:
         self.hooks = hooks
         self._closing = threading.Lock()
         self._closed = False
+        self._is_set_up = False
         self._failure: BaseException | None = None  # of `_shutdown`
 
     def begin(self) -> None:
@@ -138,6 +139,30 @@ class _Ended:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise RunnerError.from_exception("_shutdown", failure)
+
+    def _set_up(self) -> bool:
+        """Runs `_setup` in this thread; False: it raised, and every call gets its error."""
+        self.engine.enter()
+        try:
+            self.hooks.setup()
+        except BaseException as error:
+            self.engine.leave()
+            self.engine.fail_setup(error)
+            return False
+        self.engine.leave()
+        self._is_set_up = True  # before anybody is told: a close that waits looks at it
+        self.engine.ready()
+        return True
+
+    def _shut_down(self) -> None:
+        """Runs `_shutdown` in this thread; what it raises is kept for `close`."""
+        self.engine.enter()
+        try:
+            self.hooks.shutdown()
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self.engine.leave()  # the next thread may have this one's ident
 
     def _wait(self, timeout_s: float | None) -> bool:
         """Waits for the last answer and for `_shutdown`; False: not in time."""
@@ -165,27 +190,13 @@ class ThreadDriver(_Threaded):
     """Plain hooks, on as many threads as batches may run at once."""
 
     def _run(self) -> None:
-        engine = self.engine
-        engine.enter()
-        try:
-            self.hooks.setup()
-        except BaseException as error:
-            engine.leave()
-            engine.fail_setup(error)
+        if not self._set_up():
             return
-        engine.leave()
-        engine.ready()
         helpers: list[threading.Thread] = []
         self._work(helpers)
         for helper in helpers:
             helper.join()
-        engine.enter()
-        try:
-            self.hooks.shutdown()
-        except BaseException as error:
-            self._failure = error
-        finally:
-            engine.leave()  # the next thread may have this one's ident
+        self._shut_down()
 
     def _work(self, helpers: list[threading.Thread]) -> None:
         engine = self.engine
@@ -219,11 +230,11 @@ class LoopDriver(_Threaded):
         else:
             engine.ready()
             await self._run_batches()
-            await self._shut_down()
+            await self._shut_down_on_loop()
         finally:
             engine.leave()  # the next thread may have this one's ident
 
-    async def _shut_down(self) -> None:
+    async def _shut_down_on_loop(self) -> None:
         try:
             await _result_of(self.hooks.shutdown())
         except BaseException as error:
@@ -260,22 +271,8 @@ class LoopDriver(_Threaded):
 class InlineDriver(_Ended):
     """Hooks on the callers' own threads: `_setup` in the first call, `_shutdown` in `close`."""
 
-    def __init__(self, engine: Engine, hooks: Hooks) -> None:
-        super().__init__(engine, hooks)
-        self._is_set_up = False
-
     def begin(self) -> None:
-        engine = self.engine
-        engine.enter()
-        try:
-            self.hooks.setup()
-        except BaseException as error:
-            engine.leave()
-            engine.fail_setup(error)
-            return
-        engine.leave()
-        self._is_set_up = True
-        engine.ready()
+        self._set_up()
 
     def _wait(self, timeout_s: float | None) -> bool:
         end_s = None if timeout_s is None else time.monotonic() + timeout_s
@@ -289,15 +286,6 @@ class InlineDriver(_Ended):
             self._is_set_up = False
             self._shut_down()
         return True
-
-    def _shut_down(self) -> None:
-        self.engine.enter()
-        try:
-            self.hooks.shutdown()
-        except BaseException as error:
-            self._failure = error
-        finally:
-            self.engine.leave()
 
 
 async def _result_of(value: Awaitable[Any] | Any) -> Any:

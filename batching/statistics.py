@@ -83,12 +83,6 @@ class Statistics:
     workers_ready: int
     policy: PolicyStatistics
 
-    @property
-    def mean_batch_rows_at_most(self) -> float:
-        """An upper bound of the mean batch size, from the histogram's upper edges."""
-        total = sum(count << edge for edge, count in enumerate(self.batch_rows))
-        return total / self.batches if self.batches else 0.0
-
     @classmethod
     def from_numbers(cls, numbers: Mapping[str, Any]) -> Statistics:
         """From a scheduler's numbers, with ``groups`` and ``workers_ready`` beside them."""
