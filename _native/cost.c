@@ -14,13 +14,15 @@
 #define STRAY_NOISE 4.0
 /* So many strays in a row on one side are no strays: the regime has changed. */
 #define STRAYS_ARE_NEWS 5
+/* Of noise that is spread normally: the standard deviation for one of mean absolute deviation. */
+#define SIGMA 1.2533
 /* The quantile that `high` follows. */
 #define HIGH_QUANTILE 0.95
 #define HIGH_STEP 0.02
 
 void bt_cost_init(bt_cost *c) {
     memset(c, 0, sizeof *c);
-    c->noise = 0.1;
+    c->noise = c->misfit = 0.1;
     c->high = 1.1;
 }
 
@@ -54,6 +56,32 @@ double bt_cost_mean(const bt_cost *c, int64_t rows) {
 
 double bt_cost_high(const bt_cost *c, int64_t rows) {
     return bt_cost_mean(c, rows) * c->high;
+}
+
+double bt_cost_samples(const bt_cost *c, int64_t rows) {
+    return slot_weight(c, &c->table[slot_of(rows)]);
+}
+
+/* Of the line. Before a second size the slope may be anything from nothing to the whole cost. */
+static double line_error(const bt_cost *c, int64_t rows, double sigma) {
+    double away = (double)rows - c->mean_rows;
+    double square = sigma * sigma / c->mean_weight;
+    if (!c->two_sizes) {
+        double slope = 0.5 * away / fmax(c->mean_rows, 1.0) * c->mean_ns / fmax(line_at(c, rows), 1.0);
+        return sqrt(square + slope * slope);
+    }
+    square *= 1.0 + away * away / fmax(c->var_rows, 1e-9);
+    return sqrt(square + SIGMA * SIGMA * fmax(0.0, c->misfit * c->misfit - c->noise * c->noise));
+}
+
+double bt_cost_error(const bt_cost *c, int64_t rows) {
+    if (c->batches == 0) return INFINITY;
+    const bt_cost_slot *slot = &c->table[slot_of(rows)];
+    double weight = slot_weight(c, slot);
+    double sigma = SIGMA * c->noise;
+    if (weight <= 0.0) return line_error(c, rows, sigma);
+    double pulled = LINE_WEIGHT / (weight + LINE_WEIGHT) * (line_at(c, rows) / (double)slot->mean_ns - 1.0);
+    return sqrt(sigma * sigma / weight + pulled * pulled);
 }
 
 /* Everything learned is scaled and then soon forgotten: the model got faster or slower. */
@@ -134,6 +162,7 @@ void bt_cost_learn(bt_cost *c, int64_t rows, double took_ns) {
         took_ns = tame(c, predicted, took_ns);
         double off = fabs(took_ns / predicted - 1.0);
         c->noise += (off - c->noise) * (1.0 / MEMORY);
+        c->misfit += (fabs(took_ns / line_at(c, rows) - 1.0) - c->misfit) * (1.0 / MEMORY);
         double step = HIGH_STEP * fmax(c->noise, 0.01) * 5.0;
         c->high += ratio > c->high ? step * HIGH_QUANTILE : -step * (1.0 - HIGH_QUANTILE);
         c->high = fmin(fmax(c->high, 1.0), 4.0);
@@ -149,6 +178,7 @@ void bt_cost_learn(bt_cost *c, int64_t rows, double took_ns) {
 
 const char *bt_cost_check(const bt_cost *c) {
     if (!(c->row_ns >= 0.0) || !(c->base_ns >= 0.0)) return "a cost is never negative";
+    if (!(c->noise >= 0.0) || !(c->misfit >= 0.0)) return "a deviation is never negative";
     if (!(c->high >= 1.0)) return "the upper quantile is not below the mean";
     if (c->batches > 0 && !(c->mean_ns > 0.0)) return "a batch takes some time";
     return NULL;

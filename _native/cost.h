@@ -28,6 +28,7 @@ typedef struct {
     double row_ns;       /* a */
     double base_ns;      /* b */
     double noise;        /* mean absolute deviation, as a share of the prediction */
+    double misfit;       /* the same deviation, from the line alone: more than the noise where it is no line */
     double high;         /* upper quantile, as a multiple of the mean */
     int64_t first_rows;  /* the one size seen, until a second is */
     int two_sizes;
@@ -42,6 +43,12 @@ void bt_cost_learn(bt_cost *c, int64_t rows, double took_ns);
 /* Nanoseconds of a batch of `rows` rows; 0 when nothing is known. */
 double bt_cost_mean(const bt_cost *c, int64_t rows);
 double bt_cost_high(const bt_cost *c, int64_t rows);
+/* How sure the mean is: its standard error, as a share of it. It falls with the batches of this size
+ * that were measured, and rises with their spread, with the distance from what was measured, and with
+ * what line and table disagree about. INFINITY when nothing is known. */
+double bt_cost_error(const bt_cost *c, int64_t rows);
+/* Batches of this very size behind it, recent ones; 0: the line alone speaks. */
+double bt_cost_samples(const bt_cost *c, int64_t rows);
 /* NULL if every invariant holds, else the sentence that does not. */
 const char *bt_cost_check(const bt_cost *c);
 

@@ -64,3 +64,12 @@ def test_late_calls_are_refused_dropped_or_saved_by_a_smaller_batch(tmp_path: Pa
     compile_driver(driver, [*SCHEDULER, "tests/native/check_late.c"])
     done = subprocess.run([driver], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="no C compiler")
+def test_the_cost_model_says_how_sure_it_is(tmp_path: Path) -> None:
+    driver = tmp_path / "check_cost"
+    compile_driver(driver, ["_native/cost.c", "tests/native/check_cost.c"])
+    done = subprocess.run([driver, "sureness"], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
