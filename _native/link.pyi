@@ -1,61 +1,9 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, final
 
 import zmq
-from typing_extensions import disjoint_base
 
-from .calls import Call, NativeEngine
-from .rows import BufferPool
-
-__all__ = [
-    "LinkSocket",
-    "Pipe",
-    "PipeEngine",
-    "drop",
-    "frames_of",
-    "new_message",
-    "new_result",
-    "read_batches",
-]
-
-@disjoint_base
-class Pipe:
-    @property
-    def dropped(self) -> int: ...
-    def __new__(
-        cls,
-        send: Callable[[int], object],
-        wanted: Callable[[], object],
-        error_of: Callable[[int, int, int, str, str, str, bytes], BaseException],
-    ) -> Pipe: ...
-    def __len__(self) -> int: ...
-    def flush(self) -> None: ...
-    def open(self) -> None: ...
-    def fail_all(self, make_error: Callable[[], BaseException]) -> None: ...
-    def receive(self, address: int) -> list[tuple[int, int, Any]]: ...
-    def ask(self, number: int) -> int: ...
-    def write_plain(self, type_: int, id_: int) -> None: ...
-
-@disjoint_base
-class PipeEngine(NativeEngine):
-    @property
-    def pipe(self) -> Pipe: ...
-    @property
-    def link(self) -> Any: ...
-    def __init__(
-        self,
-        pipe: Pipe,
-        signature: Any,
-        max_latency_ms: float | None,
-        *,
-        allow_pickle: bool,
-        fixed: type,
-        var: type,
-        link: Any = None,
-    ) -> None: ...
-    def move(self, pipe: Pipe) -> None: ...
-    def submit(self, call: Call) -> None: ...
-    def cancel(self, call: Call) -> None: ...
+__all__ = ["LinkSocket", "drop", "frames_of", "new_message"]
 
 @final
 class LinkSocket:
@@ -70,7 +18,3 @@ class LinkSocket:
 def drop(address: int) -> None: ...
 def frames_of(address: int) -> list[bytes]: ...
 def new_message(frames: Sequence[Any]) -> int: ...
-def read_batches(address: int, fixed: type, var: type, pool: BufferPool | None) -> list[tuple[Any, ...]]: ...
-def new_result(
-    id_: int, rows: int, key: bytes, buffers: Sequence[Any], var: type, pool: BufferPool, owned: bool
-) -> int: ...

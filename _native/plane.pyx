@@ -10,60 +10,17 @@ Why this shape  everything that happens once per request is C. What happens once
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
 from posix.types cimport pid_t
 from posix.unistd cimport getpid
 
-from c_plane cimport *
-
-import zmq
-import zmq.backend.cython._zmq as _zmq
+include "libzmq.pxi"
 
 __all__ = ["Plane"]
 
 cdef tuple KINDS = ("", "local", "ready", "kill", "drained", "ended", "ask")
-
-
-cdef load_libzmq():
-    cdef bytes path = _zmq.__file__.encode()
-    cdef const char *missing = bt_zmq_load(path)
-    if missing is not NULL:
-        raise ImportError(
-            f"pyzmq {zmq.__version__} (libzmq {zmq.zmq_version()}) has no usable symbols for the native "
-            f"data plane: {missing.decode()}; the plain one works"
-        )
-
-
-load_libzmq()
-
-
-cdef bt_message *new_message(list frames) except? NULL:
-    """The frames, copied, as a message."""
-    cdef Py_ssize_t count = len(frames), i, made = 0
-    cdef bytes frame
-    cdef bt_message *message = NULL
-    cdef bt_zmsg *zmsg = <bt_zmsg *>malloc(count * sizeof(bt_zmsg))
-    if zmsg is NULL:
-        raise MemoryError
-    for i in range(count):
-        frame = bytes(frames[i])
-        if bt_zmq.msg_init_size(&zmsg[i], PyBytes_GET_SIZE(frame)) != 0:
-            break
-        made += 1
-        memcpy(bt_zmq.msg_data(&zmsg[i]), PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
-    if made == count:
-        message = bt_message_new(zmsg, <unsigned int>count)
-    if message is NULL:
-        for i in range(made):
-            bt_zmq.msg_close(&zmsg[i])
-    free(zmsg)
-    if message is NULL:
-        raise MemoryError
-    return message
 
 
 @cython.final
@@ -153,7 +110,7 @@ cdef class Plane:
 
     def reply(self, uint64_t client, list frames):
         """Sends the message to the client that asked."""
-        bt_plane_command(self._plane, BT_COMMAND_REPLY, b"", new_message(frames), <int64_t>client)
+        bt_plane_command(self._plane, BT_COMMAND_REPLY, b"", message_of(frames), <int64_t>client)
 
     def worker_died(self, str token, list frames):
         """A supervised worker is gone; frames: one ERROR record that says how."""
@@ -180,7 +137,7 @@ cdef class Plane:
         bt_plane_command(self._plane, BT_COMMAND_TIMEOUT, b"", NULL, run_timeout_ns)
 
     cdef bint _command(self, bt_command_kind kind, bytes token, list frames) except -1:
-        cdef bt_message *message = NULL if frames is None else new_message(frames)
+        cdef bt_message *message = NULL if frames is None else message_of(frames)
         return bt_plane_command(self._plane, kind, token, message, 0) == 0
 
     def describe(self, bytes description):

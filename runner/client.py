@@ -20,7 +20,8 @@ from ..options import BatchOptions
 from ..statistics import Statistics
 from .client_link import Link, Sent
 from .endpoints import allows_pickle, checked, checked_seconds
-from .native import NativeLink, native_plane
+from .native import native_plane
+from .native_client import NativeLink
 from .outcomes import Outcomes, prepare
 from .recipe import CallSignature, Plan
 

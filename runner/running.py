@@ -27,7 +27,8 @@ from .encoding import to_encoded
 from .endpoints import PrivateDirectory, allows_pickle
 from .failures import error_of
 from .ledger import Entry, Part
-from .native import NativeDispatcher, native_plane
+from .native import native_plane
+from .native_dispatcher import NativeDispatcher
 from .outcomes import Outcomes, Outgoing, prepare
 from .recipe import CallSignature, described, pickled, signature_of
 from .supervisor import Death, Supervisor, WorkerPlan

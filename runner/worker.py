@@ -37,7 +37,8 @@ from .encoding import from_encoded, to_encoded
 from .failures import model_failure
 from .host import AsyncHost, ThreadHost, host_of
 from .mailbox import Mailbox
-from .native import NativeBatch, NativeWorkerLink, ResultWriter, native_plane
+from .native import native_plane
+from .native_worker import NativeBatch, NativeWorkerLink, ResultWriter
 from .recipe import model_of, signature_of
 from .wire import Buffer, Code, Failure, Greeting, Plain, Record, Role, Rows, Type
 

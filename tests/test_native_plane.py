@@ -11,7 +11,7 @@ import zmq
 
 pytest.importorskip("batching._native.plane", exc_type=ImportError)
 
-from batching._native import link, wire
+from batching._native import link, pipe, wire
 from batching._native.plane import Plane
 from batching._native.scheduler import Scheduler
 from batching.signature import Signature
@@ -548,11 +548,11 @@ def test_a_packet_that_waits_holds_little_more_memory_than_it_fills():
         return numbers[4] + numbers[7]  # mapped, and in the arenas
 
     messages = []
-    pipe = link.Pipe(messages.append, lambda: None, RuntimeError)
-    pipe.open()
+    calls = pipe.Pipe(messages.append, lambda: None, RuntimeError)
+    calls.open()
     before_bytes = allocated_bytes()
     for id_ in range(500):
-        pipe.write_plain(PONG, id_)
+        calls.write_plain(PONG, id_)
     grown_bytes = allocated_bytes() - before_bytes
     assert len(messages) == 500
     for message in messages:

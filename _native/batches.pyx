@@ -1,0 +1,155 @@
+# cython: language_level=3, auto_pickle=False, autotestdict=False
+"""Batches: the worker's end of a connection, from a message to a batch and from a result to a message.
+
+What it is      `read_batches` takes apart what a dispatcher sent; `new_result` makes the answer.
+Guarantees      1. the rows of a batch are in one piece of memory of their own for each buffer,
+                   aligned and writable;
+                2. what comes is checked before it is used, and whose batches were in a broken
+                   message is said, as far as it can be read.
+Why this shape  a large buffer is copied once, without the GIL, into memory that a pool has mapped
+                already; a large result is sent from where it is, if nobody else can change it.
+"""
+
+cimport numpy as cnp
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcpy, memset
+
+from c_plane cimport *
+from c_wire cimport *
+
+include "libzmq.pxi"
+include "buffers.pxi"
+
+__all__ = ["new_result", "read_batches"]
+
+
+def read_batches(uintptr_t address, fixed, var, pool):
+    """What a dispatcher sent, and lets go of it: a list of
+
+    (BATCH, id, rows, padded rows, key, buffers), the buffers in memory of their own, the last row
+    repeated up to the padded rows; and (type, id, text) for anything else. Of a message that
+    breaks a rule only (0, id, "") for every batch that could be read of.
+    """
+    cdef bt_message *message = <bt_message *>address
+    cdef bt_packet packet
+    cdef bt_record record
+    cdef bt_body body
+    cdef int step
+    cdef list records = []
+    cdef list ids = []
+    drop_returned()
+    try:
+        if bt_packet_open(&packet, message.frame[0].data, message.frame[0].bytes, message.frames) != 0:
+            return []
+        while True:
+            step = bt_packet_next(&packet, &record)
+            if step == 0:
+                return records
+            if step == 1 and record.type == BT_BATCH:
+                ids.append(record.id)
+            if step < 0 or bt_record_check(&record, bt_message_frame_size, message, &body) != 0:
+                return [(0, id_, "") for id_ in ids]
+            if record.type == BT_BATCH:
+                records.append((
+                    record.type, record.id, body.rows.rows, body.rows.padded_rows,
+                    PyBytes_FromStringAndSize(<const char *>body.rows.key, body.rows.key_bytes),
+                    gathered(message, &body.rows, body.rows.padded_rows, fixed, var, pool),
+                ))
+            elif record.type == BT_ERROR:
+                records.append((record.type, record.id, _text(body.error.texts[0], body.error.text_bytes[0])))
+            else:
+                records.append((record.type, record.id, ""))
+    finally:
+        bt_message_drop(message)
+
+
+def new_result(uint64_t id_, uint32_t rows, bytes key, buffers, var, pool, bint owned):
+    """The address of a message with a RESULT of the first `rows` rows of the buffers.
+
+    They are copied, unless they are large and owned: then nobody else changes them, and they are sent
+    from where they are. Large ones leave in frames of some rows each, so that no process
+    that they pass has to map a block of memory of the whole size anew for each batch.
+
+    Raises:
+        ValueError: it is above a limit of the protocol.
+    """
+    cdef bt_outgoing out
+    cdef bt_message *message
+    cdef list parts = []
+    cdef cnp.ndarray data, lengths
+    cdef size_t total = 0
+    drop_returned()
+    for buffer in buffers:
+        data = np.frombuffer(buffer.data, dtype=np.uint8) if memoryview(buffer.data).nbytes else _NOTHING
+        if isinstance(buffer, var):
+            lengths = np.ascontiguousarray(np.frombuffer(buffer.lengths, dtype="<u4"))[:rows] if rows else _NOTHING
+            size = int(lengths[lengths != 0xFFFFFFFF].sum(dtype=np.uint64)) if rows else 0
+            parts.append((-1, size, data, lengths))
+            total += size + 4 * rows + 16
+        else:
+            size = buffer.row_bytes * rows
+            if size > LARGE and not owned:
+                data = pooled_copy(pool, data, size)
+            parts.append((buffer.row_bytes, size, data, None))
+            total += size + 8
+    total += 64 + 16 * len(parts) + len(key)
+    if total > 0x7F000000 or len(parts) > 4096 or len(key) > 1 << 20:
+        raise ValueError(f"a result of {total} bytes in {len(parts)} buffers is above what one message can hold")
+    cdef uint32_t frames = 0, all_frames = 0
+    cdef size_t frame_bytes, at, left
+    memset(&out, 0, sizeof(out))
+    bt_outgoing_start(&out)
+    bt_writer_reserve(&out.w, min(total, LARGE))
+    bt_write_rows_begin(&out.w, BT_RESULT, id_, -1, rows, rows, 0, <uint16_t>len(parts), <uint32_t>len(key), 0)
+    for row_bytes, size, data, _ in parts:
+        frames = 0
+        if row_bytes > 0 and size > LARGE:
+            frame_bytes = rows_per_frame(row_bytes) * <size_t>row_bytes
+            frames = <uint32_t>((<size_t>size + frame_bytes - 1) // frame_bytes)
+        bt_write_descriptor(&out.w, size, row_bytes, frames)
+    bt_write_padded(&out.w, PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+    for row_bytes, size, data, maybe in parts:
+        if row_bytes > 0 and size > LARGE:
+            frame_bytes = rows_per_frame(row_bytes) * <size_t>row_bytes
+            at, left = 0, size
+            while left:
+                lend(&out, data, <char *>cnp.PyArray_DATA(data) + at, min(frame_bytes, left))
+                all_frames += 1
+                at += min(frame_bytes, left)
+                left -= min(frame_bytes, left)
+            continue
+        if maybe is not None:
+            lengths = maybe
+            bt_write_padded(&out.w, cnp.PyArray_DATA(lengths), 4 * <size_t>rows)
+        write_bytes(&out.w, cnp.PyArray_DATA(data), size)
+    bt_write_rows_end(&out.w, <uint16_t>all_frames)
+    message = bt_outgoing_take(&out)
+    bt_outgoing_free(&out)
+    if message is NULL:
+        raise MemoryError("no memory for a result")
+    return <uintptr_t>message
+
+
+cdef size_t rows_per_frame(int32_t row_bytes) noexcept:
+    """As many as make a frame of half a megabyte; with 2 GiB in a message, 4096 frames a buffer at most."""
+    cdef size_t rows = (<size_t>1 << 19) // <size_t>row_bytes
+    return rows if rows else 1
+
+
+cdef cnp.ndarray pooled_copy(pool, cnp.ndarray data, size_t size):
+    cdef cnp.ndarray copy = pool.take(_BYTE, (size,))
+    cdef void *to = cnp.PyArray_DATA(copy)
+    cdef void *source = cnp.PyArray_DATA(data)
+    with nogil:
+        memcpy(to, source, size)
+    return copy
+
+
+cdef int write_bytes(bt_writer *w, void *data, size_t size) except -1:
+    if size > 1 << 18:
+        with nogil:
+            bt_write_padded(w, data, size)
+    else:
+        bt_write_padded(w, data, size)
+    return 0

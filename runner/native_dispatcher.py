@@ -1,0 +1,171 @@
+"""NativeDispatcher: `Dispatcher`, on a thread that needs no GIL."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import suppress
+from typing import Any
+
+from .._native.scheduler import Scheduler
+from ..errors import RunnerClosed
+from ..options import BatchOptions
+from ..payloads import Fixed, Var
+from . import native
+from .dispatcher import Counters, Hooks
+from .failures import error_of
+from .recipe import CallSignature
+from .router import Router
+from .wire import Failure, Rows, Type
+
+__all__ = ["NativeDispatcher"]
+
+_NS_PER_MS = 1_000_000
+_NEVER = -1
+
+
+class NativeDispatcher:
+    """`Dispatcher`, on a thread that needs no GIL. A second thread hears of what Python has to know.
+
+    Args and methods: as `Dispatcher`; calls of this process come through `engine`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        description: bytes,
+        scheduler: Scheduler,
+        hooks: Hooks,
+        *,
+        max_queue_rows: int,
+        run_timeout_ms: float | None = None,
+    ) -> None:
+        self.endpoint = ""
+        self._hooks = hooks
+        self._router = Router()
+        self._plane = native.plane.Plane(
+            name, description, *self._router.sockets, scheduler,
+            max_queue_rows=max_queue_rows, run_timeout_ns=_timeout_ns(run_timeout_ms),
+        )  # fmt: skip
+        self._pipe: native.pipe.Pipe | None = None
+        self._drained = threading.Event()
+        self._thread = threading.Thread(target=self._plane.run, name=f"batching-{name}", daemon=True)
+        self._listener = threading.Thread(target=self._listen, name=f"batching-{name}-events", daemon=True)
+
+    def bind(self, endpoint: str) -> str:
+        self.endpoint = self._router.bind(endpoint)
+        return self.endpoint
+
+    def start(self) -> None:
+        self._thread.start()
+        self._listener.start()
+
+    def discard(self) -> None:
+        """Instead of `start`."""
+        self._plane.close()
+        self._router.close()
+
+    def engine(
+        self, signature: CallSignature, options: BatchOptions, *, allow_pickle: bool
+    ) -> native.pipe.PipeEngine:
+        """What calls of this process go to: straight into the queue."""
+        self._pipe = native.pipe.Pipe(self._submit, _refuse, native.error_maker(allow_pickle))
+        self._pipe.open()
+        return native.pipe.PipeEngine(
+            self._pipe, signature, options.max_latency_ms, allow_pickle=allow_pickle, fixed=Fixed, var=Var
+        )
+
+    def worker_died(self, token: str, failure: Failure) -> None:
+        self._plane.worker_died(token, native.packed(failure))
+
+    def fail_calls(self, failure: Failure | None) -> None:
+        self._plane.fail_calls(None if failure is None else native.packed(failure))
+
+    def set_options(self, changes: dict[str, Any], max_queue_rows: int, run_timeout_ms: float | None) -> None:
+        self._plane.query(lambda scheduler, _: scheduler.set_options(**changes))
+        self._plane.set_limits(max_queue_rows, _timeout_ns(run_timeout_ms))
+
+    def describe(self, description: bytes) -> None:
+        self._plane.describe(description)
+
+    def statistics(self) -> dict[str, Any]:
+        return self._plane.query(_numbers)
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        self._plane.drain()
+        return self._drained.wait(timeout_s)
+
+    def dismiss_workers(self) -> None:
+        self._plane.dismiss_workers()
+
+    def end(self, failure: Failure) -> None:
+        if not self._thread.is_alive():
+            return
+        self._plane.end(native.packed(failure))
+        self._thread.join()
+        if threading.current_thread() is not self._listener:
+            self._listener.join()
+        if self._pipe is not None:
+            self._pipe.fail_all(lambda: error_of(failure, allow_pickle=False))
+        self._plane.close()
+        self._router.close()
+
+    @property
+    def counters(self) -> Counters:
+        """What went wrong on the wire, ever."""
+        counters = Counters()
+        counters.dropped, counters.cut_off = self._plane.query(lambda _, numbers: numbers[:2])
+        return counters
+
+    def inspect(self) -> tuple[int, list[int]]:
+        return self._plane.inspect()
+
+    def _submit(self, message: int) -> None:
+        if not self._plane.submit(message) and self._pipe is not None:
+            self._pipe.fail_all(_closed)
+
+    def _listen(self) -> None:
+        while events := self._plane.events():
+            for event in events:
+                # An error of a hook is ours; it must not end the listening.
+                with suppress(Exception):
+                    self._obey(*event)
+
+    def _obey(self, kind: str, text: str, why: Any, number: int) -> None:
+        match kind:
+            case "local":
+                try:
+                    if self._pipe is not None:
+                        self._pipe.receive(number)
+                finally:
+                    native.link.drop(number)
+            case "ready":
+                self._hooks.worker_ready(text)
+            case "kill":
+                self._hooks.kill_worker(text, why)
+            case "ask":
+                metadata = json.dumps(self.statistics()).encode()
+                self._plane.reply(
+                    number, native.packed(Rows(Type.ANSWER, why, 0, b"", [], metadata=metadata))
+                )
+            case "drained":
+                self._drained.set()
+
+
+def _numbers(scheduler: Scheduler, counters: tuple[int, int, int, int, int]) -> dict[str, Any]:
+    numbers = scheduler.statistics()
+    numbers["workers_ready"] = counters[2]
+    numbers["groups"] = counters[4]
+    return numbers
+
+
+def _timeout_ns(ms: float | None) -> int:
+    return _NEVER if ms is None else int(ms * _NS_PER_MS)
+
+
+def _refuse() -> None:
+    raise _closed()
+
+
+def _closed() -> RunnerClosed:
+    return RunnerClosed("the service was stopped: no new calls are taken")
