@@ -157,6 +157,7 @@ cdef extern from "scheduler.h" nogil:
         BT_RAISED
         BT_DIED
         BT_INVALID
+        BT_UNRUN
 
     enum:
         BT_BATCH_ROWS_BUCKETS

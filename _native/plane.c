@@ -230,8 +230,14 @@ static void obey(bt_plane *p, bt_peer *peer, bt_message *m, const bt_checked *c)
     case BT_PING:
         bt_write_empty(&bt_peer_post(p, peer)->w, BT_PONG, c->record.id);
         return;
+    case BT_STOP:
+        if (!client) {
+            bt_plane_release(p, peer);
+            return;
+        }
+        break;
     case BT_BYE:
-        bt_plane_leave(p, peer);
+        bt_plane_goodbye(p, peer);
         return;
     case BT_PONG:
         return;
@@ -360,7 +366,7 @@ static void command(bt_plane *p, bt_command *c)
         break;
     case BT_COMMAND_DISMISS:
         for (bt_peer *w = p->workers; w != NULL; w = w->next_worker)
-            if (!w->gone) bt_write_empty(&bt_peer_post(p, w)->w, BT_STOP, 0);
+            if (!w->gone) bt_plane_release(p, w);
         break;
     case BT_COMMAND_END:
         end(p, c->message);
@@ -552,7 +558,7 @@ void bt_plane_count(const bt_plane *p, bt_plane_counters *out)
     for (const bt_peer *peer = p->peers; peer != NULL; peer = peer->next) {
         if (peer->gone || peer == p->local) continue;
         if (peer->role == BT_ROLE_CLIENT) out->clients++;
-        if (peer->role == BT_ROLE_WORKER && !peer->hung) out->workers++;
+        if (peer->role == BT_ROLE_WORKER && !peer->hung && !peer->leaving) out->workers++;
     }
 }
 

@@ -417,6 +417,21 @@ void bt_plane_leave(bt_plane *p, bt_peer *peer)
     bt_plane_lose(p, peer, &e);
 }
 
+/* The worker may leave once it has finished what it has: it gets no batch any more. */
+void bt_plane_release(bt_plane *p, bt_peer *worker)
+{
+    worker->leaving = 1;
+    bt_write_empty(&bt_peer_post(p, worker)->w, BT_STOP, 0);
+}
+
+/* It leaves on purpose, and so has started none of the batches that it has not answered. */
+void bt_plane_goodbye(bt_plane *p, bt_peer *peer)
+{
+    bt_wire_error e = bt_plain_error(BT_E_WORKER_DIED, "a worker left with the call's batch");
+    while (peer->busy > 0) bt_plane_ended(p, peer->running[--peer->busy].batch, BT_UNRUN, &e);
+    bt_plane_leave(p, peer);
+}
+
 /* A supervised worker is killed by its supervisor, which then tells of its death;
  * any other is dismissed and given up. */
 void bt_plane_kill(bt_plane *p, bt_peer *worker, const char *why)

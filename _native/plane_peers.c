@@ -76,7 +76,7 @@ void bt_peer_slots(const bt_plane *p, int64_t *idle, int64_t *total)
 {
     *idle = *total = 0;
     for (const bt_peer *w = p->workers; w != NULL; w = w->next_worker) {
-        if (w->gone) continue;
+        if (w->gone || w->leaving) continue;
         *total += w->credits;
         if (!w->hung) *idle += w->credits - w->busy;
     }
@@ -88,7 +88,7 @@ bt_peer *bt_peer_free_worker(bt_plane *p)
 {
     bt_peer *best = NULL;
     for (bt_peer *w = p->workers; w != NULL; w = w->next_worker) {
-        if (w->hung || w->gone || w->busy == w->credits) continue;
+        if (w->hung || w->gone || w->leaving || w->busy == w->credits) continue;
         if (best == NULL || w->credits - w->busy > best->credits - best->busy ||
             (w->credits - w->busy == best->credits - best->busy && w->freed_at > best->freed_at))
             best = w;

@@ -34,6 +34,7 @@ typedef struct bt_peer {
     struct bt_peer *next_worker;
     char token[BT_TOKEN_BYTES];
     uint8_t hung;
+    uint8_t leaving;              /* was told that no batch follows */
     uint32_t pid;
     uint32_t credits;
     uint32_t busy;
@@ -123,6 +124,8 @@ void bt_plane_raised(bt_plane *p, bt_peer *worker, const bt_record *r, const bt_
 void bt_plane_ended(bt_plane *p, uint64_t batch, bt_finish how, const bt_wire_error *error);
 void bt_plane_fail_all(bt_plane *p, const bt_wire_error *error);
 void bt_plane_leave(bt_plane *p, bt_peer *peer);
+void bt_plane_release(bt_plane *p, bt_peer *worker);
+void bt_plane_goodbye(bt_plane *p, bt_peer *peer);
 void bt_plane_lose(bt_plane *p, bt_peer *worker, const bt_wire_error *error);
 void bt_plane_kill(bt_plane *p, bt_peer *worker, const char *why);
 void bt_plane_kill_hung(bt_plane *p, int64_t now_ns);

@@ -118,6 +118,7 @@ typedef enum {
     BT_RAISED = 1,  /* the model raised */
     BT_DIED = 2,    /* the worker died or was lost with the batch */
     BT_INVALID = 3, /* wrong type or row count: never run again */
+    BT_UNRUN = 4,   /* handed back before it was started: runs next, and counts for nothing */
 } bt_finish;
 
 /* ---- statistics ------------------------------------------------------- */

@@ -335,6 +335,13 @@ static void settle_died(bt_scheduler *s, bt_batch *b) {
     if (together) seal(s, b, 0, b->part_count, 1, BT_LOST);
 }
 
+/* As if it had not been handed out, except that its rows have left the queue once. */
+static void settle_unrun(bt_scheduler *s, bt_batch *b, size_t live) {
+    if (live == 0) return;
+    if (open_trial(s, b)) fail_all(s, b, BT_LOST);
+    else seal(s, b, 0, b->part_count, -1, BT_LOST);
+}
+
 /* A running batch, or NULL. */
 static bt_batch *running_batch(const bt_scheduler *s, uint64_t id) {
     uint64_t index = (id & UINT32_MAX) - 1;
@@ -364,6 +371,7 @@ const bt_settled *bt_finished(bt_scheduler *s, uint64_t batch, int64_t now_ns, b
     if (how == BT_OK) answer_all(s, b);
     else if (how == BT_RAISED) settle_raised(s, b, live);
     else if (how == BT_DIED) settle_died(s, b);
+    else if (how == BT_UNRUN) settle_unrun(s, b, live);
     else fail_all(s, b, BT_BROKEN);
     *count = b->part_count;
     bt_policy_finished(s->policy, now_ns, b->group->number, count_final(s, *count), b->rows, b->padded_rows,

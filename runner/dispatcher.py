@@ -303,7 +303,11 @@ class Dispatcher:
                 self._raised(peer, record)
             case Plain(type=Type.PING):
                 self._post(peer, Plain(Type.PONG, record.id))
+            case Plain(type=Type.STOP) if isinstance(peer, Worker):
+                self._release(peer)
             case Plain(type=Type.BYE):
+                if isinstance(peer, Worker):
+                    self._hand_back(peer)
                 self._leave(peer)
             case Plain(type=Type.PONG):
                 pass
@@ -448,6 +452,18 @@ class Dispatcher:
             del worker.running[batch]
             self._ledger.ended(time.monotonic_ns(), batch, "died", failure)
 
+    def _release(self, worker: Worker) -> None:
+        """The worker may leave once it has finished what it has: it gets no batch any more."""
+        worker.leaving = True
+        self._post(worker, Plain(Type.STOP))
+
+    def _hand_back(self, worker: Worker) -> None:
+        """It says goodbye, and so has started none of the batches that it has not answered."""
+        failure = Failure(0, Code.WORKER_DIED, f"worker {worker.pid or 'unknown'} left with the call's batch")
+        for batch in list(worker.running):
+            del worker.running[batch]
+            self._ledger.ended(time.monotonic_ns(), batch, "unrun", failure)
+
     def _kill_hung(self) -> None:
         now_ns = time.monotonic_ns()
         for worker in list(self._peers.workers):
@@ -468,7 +484,7 @@ class Dispatcher:
 
     def _dismiss(self, _: None) -> None:
         for worker in self._peers.workers:
-            self._post(worker, Plain(Type.STOP))
+            self._release(worker)
 
     # ---- sending --------------------------------------------------------------------
 
@@ -518,7 +534,7 @@ class Dispatcher:
     def _numbers(self) -> dict[str, Any]:
         numbers = self._ledger.scheduler.statistics()
         numbers["groups"] = self._ledger.groups_seen
-        numbers["workers_ready"] = sum(not worker.hung for worker in self._peers.workers)
+        numbers["workers_ready"] = sum(worker.present for worker in self._peers.workers)
         return numbers
 
     def _end(self, failure: Failure) -> None:

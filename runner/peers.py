@@ -49,11 +49,17 @@ class Worker(Peer):
     token: str = ""
     pid: int = 0
     hung: bool = False
+    leaving: bool = False  # was told that no batch follows
     running: dict[int, Running] = field(default_factory=dict)
 
     @property
     def idle(self) -> int:
-        return 0 if self.hung else self.credits - len(self.running)
+        return self.credits - len(self.running) if self.present else 0
+
+    @property
+    def present(self) -> bool:
+        """Whether it is there to stay, as far as is known."""
+        return not self.hung and not self.leaving
 
 
 class Peers:
@@ -92,7 +98,8 @@ class Peers:
 
     def slots(self) -> tuple[int, int]:
         """Batches that could be sent now, and batches that could be out at once."""
-        return sum(worker.idle for worker in self.workers), sum(worker.credits for worker in self.workers)
+        staying = [worker for worker in self.workers if not worker.leaving]
+        return sum(worker.idle for worker in staying), sum(worker.credits for worker in staying)
 
     def free_worker(self) -> Worker:
         """The one with most free credits; among equals the one that became free last."""

@@ -375,7 +375,13 @@ class Scheduler:
         self.now_ns = now_ns
         done = self.running.pop(batch)
         parts = [part for part in done.parts if part.call.id in self.live]
-        settle = {"ok": self._answer, "raised": self._raised, "died": self._died, "invalid": self._invalid}
+        settle = {
+            "ok": self._answer,
+            "raised": self._raised,
+            "died": self._died,
+            "invalid": self._invalid,
+            "unrun": self._unrun,
+        }
         outcomes = settle[how](done, parts)
         self._close(done)
         entries, offset = [], 0
@@ -436,6 +442,12 @@ class Scheduler:
         if together:
             self._seal(batch, together)
         return outcomes
+
+    def _unrun(self, batch, parts):
+        if parts:
+            batch.trial = batch.trial or Trial()
+            self._seal(batch, parts)
+        return {part.call.id: "rerun" for part in parts}
 
     # ---- what there is ----------------------------------------------------
 

@@ -361,8 +361,40 @@ def test_a_poison_call_costs_three_workers_and_fails_alone(service):
     for _ in range(3):
         worker = service.worker()
         worker.next()
-        worker.send((BYE, 0, None))
+        worker.socket.close()
     assert client.outcome() == (1, DIED)
+
+
+def test_a_worker_that_asks_to_leave_gets_no_batch_any_more_and_is_told_so(service):
+    client, worker = service.client(), service.worker(credit=2)
+    client.call(1)
+    batch = worker.next()
+    worker.send((STOP, 0, None))
+    assert worker.next()[0] == STOP
+    client.call(2)
+    client.send((PING, 1, None))
+    assert client.next()[0] == PONG
+    worker.reply(batch)
+    assert client.outcome() == (1, [1])
+    worker.send((PING, 1, None))
+    assert worker.next()[0] == PONG  # and no batch before it
+    other = service.worker()
+    other.reply(other.next())
+    assert client.outcome() == (2, [2])
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_batches_of_a_worker_that_said_goodbye_were_not_started_and_count_for_nothing(start, isolate):
+    service = start(isolate_errors=isolate)
+    client = service.client()
+    client.call(1)
+    for _ in range(4):
+        worker = service.worker()
+        worker.next()
+        worker.send((BYE, 0, None))
+    worker = service.worker()
+    worker.reply(worker.next())
+    assert client.outcome() == (1, [1])
 
 
 def test_a_supervised_worker_is_waited_for_by_its_supervisor(service):

@@ -446,6 +446,29 @@ def test_without_isolation_every_row_runs_at_most_once(make, how, outcome):
     assert (batches, verdicts) == ([[0, 1]], {0: outcome, 1: outcome})
 
 
+@pytest.mark.parametrize("isolate", [True, False])
+def test_a_batch_that_was_handed_back_runs_next_as_if_it_had_not_been_out(make, isolate):
+    s = make(isolate_errors=isolate, max_batch_rows=2)
+    admit(s, 1, 1, 1)
+    for _ in range(5):
+        batch = run(s)
+        assert tags(batch) == [0, 1]
+        assert outcomes(s.finished(batch.batch, 1, "unrun")) == {0: "rerun", 1: "rerun"}
+    assert run_all(s, lambda tags: "ok") == (
+        [[0, 1], [2]],
+        {0: "answered", 1: "answered", 2: "answered"},
+    )
+
+
+def test_nothing_is_left_of_a_batch_that_was_handed_back_without_a_call(make):
+    s = make()
+    (only,) = admit(s, 1)
+    batch = run(s)
+    assert s.cancel(only)
+    assert outcomes(s.finished(batch.batch, 1, "unrun")) == {0: "gone"}
+    assert s.decide(1).action == "idle"
+
+
 def test_an_unusable_result_fails_every_call_and_is_never_run_again(make):
     s = make()
     admit(s, 1, 1)
