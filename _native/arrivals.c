@@ -22,28 +22,23 @@
 
 /* ---- time in bins ------------------------------------------------------ */
 
-int bt_bin_of(int64_t time_ns) {
-    if (time_ns < 1024) return 0;
-    uint64_t quarters = (uint64_t)time_ns >> 8;
-    int octave = 63 - __builtin_clzll(quarters); /* >= 2 */
-    int bin = (octave - 2) * 4 + (int)((quarters >> (octave - 2)) & 3) + 1;
-    return bin < BT_BINS ? bin : BT_BINS - 1;
-}
-
-int64_t bt_bin_start_ns(int bin) {
-    if (bin <= 0) return 0;
-    return (int64_t)(4 + (bin - 1) % 4) << ((bin - 1) / 4 + 8);
-}
-
 static double bin_width_ns(int bin) {
     return (double)(bt_bin_start_ns(bin + 1) - bt_bin_start_ns(bin));
 }
 
 /* ---- hazards ------------------------------------------------------------- */
 
-/* One who did not come is presumed in every bin, so that little evidence is no evidence. */
-double bt_hazard_share(const bt_hazard *h, int bin) {
-    return (double)(h->came[bin] / (h->at_risk[bin] + h->unit));
+/* Someone was at risk in the bins after `from`, up to `to`; returns the sum of the shares of the bins
+ * that he has outlived, which are those before `to`. Four sums at once: this is most of what an event
+ * costs, and a division need not wait for the one before. */
+static float outlive(bt_hazard *h, int from, int to, float risk) {
+    float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    int i = from;
+    for (int bin = from + 1; bin <= to; bin++) h->at_risk[bin] += risk;
+    for (; i + 4 <= to; i += 4)
+        for (int k = 0; k < 4; k++) sums[k] += h->came[i + k] / (h->at_risk[i + k] + h->unit);
+    for (; i < to; i++) sums[0] += h->came[i] / (h->at_risk[i] + h->unit);
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 static void count(bt_hazard *h, int bin) {
@@ -104,18 +99,17 @@ double bt_arrivals_missing(const bt_crowd *c) {
 void bt_arrivals_advance(bt_arrivals *a, bt_crowd *c, int64_t now_ns) {
     if (c->completions > 0) {
         int bin = bt_bin_of(now_ns - c->completed_ns);
-        float missing = (float)bt_arrivals_missing(c), risk = missing * a->returns.unit;
-        while (c->return_bin < bin) {
-            c->returns_survival -= missing * (float)bt_hazard_share(&a->returns, c->return_bin);
-            a->returns.at_risk[++c->return_bin] += risk;
+        float missing = (float)bt_arrivals_missing(c);
+        if (missing > 0.0f && bin > c->return_bin) {
+            c->returns_survival -= missing * outlive(&a->returns, c->return_bin, bin, missing * a->returns.unit);
         }
+        if (bin > c->return_bin) c->return_bin = bin;
     }
     if (c->arrivals > 0) {
         int bin = bt_bin_of(now_ns - c->arrived_ns);
-        while (c->gap_bin < bin) {
-            c->gaps_survival -= (float)bt_hazard_share(&a->gaps, c->gap_bin);
-            a->gaps.at_risk[++c->gap_bin] += a->gaps.unit;
-        }
+        if (bin <= c->gap_bin) return;
+        c->gaps_survival -= outlive(&a->gaps, c->gap_bin, bin, a->gaps.unit);
+        c->gap_bin = bin;
     }
 }
 

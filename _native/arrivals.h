@@ -77,11 +77,28 @@ void bt_arrivals_advance(bt_arrivals *a, bt_crowd *c, int64_t now_ns);
 double bt_arrivals_missing(const bt_crowd *c);
 /* How far `returns` is to be believed against `gaps`: 0 to 1. */
 double bt_arrivals_belief(const bt_arrivals *a);
-/* Share of those at risk that come within a bin, 0 to below 1. */
-double bt_hazard_share(const bt_hazard *h, int bin);
 
-int bt_bin_of(int64_t time_ns);
-int64_t bt_bin_start_ns(int bin);
+/* ---- small things, inline because a decision walks through many bins ---------- */
+
+/* Share of those at risk that come within a bin, 0 to below 1. One who did not come is presumed in
+ * every bin, so that little evidence is no evidence. */
+static inline double bt_hazard_share(const bt_hazard *h, int bin) {
+    return (double)(h->came[bin] / (h->at_risk[bin] + h->unit));
+}
+
+static inline int64_t bt_bin_start_ns(int bin) {
+    if (bin <= 0) return 0;
+    unsigned quarter = (unsigned)bin - 1;
+    return (int64_t)(4 + quarter % 4) << (quarter / 4 + 8);
+}
+
+static inline int bt_bin_of(int64_t time_ns) {
+    if (time_ns < 1024) return 0;
+    uint64_t quarters = (uint64_t)time_ns >> 8;
+    int octave = 63 - __builtin_clzll(quarters); /* >= 2 */
+    int bin = (octave - 2) * 4 + (int)((quarters >> (octave - 2)) & 3) + 1;
+    return bin < BT_BINS ? bin : BT_BINS - 1;
+}
 
 /* NULL if every invariant holds, else the sentence that does not. */
 const char *bt_arrivals_check(const bt_arrivals *a);

@@ -55,7 +55,8 @@
 /* Walks from now on, bin by bin, through the time since an event. */
 typedef struct {
     const bt_hazard *hazard;
-    int bin;
+    int bin, last;
+    double a_unit;      /* of the hazard: its weight, as a factor */
     int64_t since_ns;   /* time since the event, at the decision */
     int64_t reached_ns; /* time since the event, at the end of the walk so far */
     double step_ns;     /* length of the last step */
@@ -64,23 +65,27 @@ typedef struct {
 } bt_walk;
 
 static bt_walk walk_from(const bt_hazard *hazard, int64_t since_ns) {
-    return (bt_walk){.hazard = hazard, .bin = bt_bin_of(since_ns), .since_ns = since_ns, .reached_ns = since_ns,
-                     .survival = 1.0};
+    int last = hazard->last < BT_BINS - 1 ? hazard->last : BT_BINS - 2;
+    return (bt_walk){.hazard = hazard, .bin = bt_bin_of(since_ns), .last = last, .a_unit = 1.0 / (double)hazard->unit,
+                     .since_ns = since_ns, .reached_ns = since_ns, .survival = 1.0};
+}
+
+/* Into the bin in which the decision is made: only a part of it is left. */
+static double part_of(const bt_walk *w, int64_t end_ns, double *stays) {
+    double part = w->step_ns / (double)(end_ns - bt_bin_start_ns(w->bin));
+    if (part < 1.0) *stays = (double)powf((float)*stays, (float)part);
+    return part;
 }
 
 /* One bin further; 0 where nobody ever came later. */
-static int step(bt_walk *w) {
-    if (w->bin > w->hazard->last || w->bin >= BT_BINS - 1) return 0;
-    int64_t start_ns = bt_bin_start_ns(w->bin), end_ns = bt_bin_start_ns(w->bin + 1);
+static inline int step(bt_walk *w) {
+    if (w->bin > w->last) return 0;
+    int64_t end_ns = bt_bin_start_ns(w->bin + 1);
     double stays = 1.0 - bt_hazard_share(w->hazard, w->bin);
-    double part = 1.0;
     w->step_ns = (double)(end_ns - w->reached_ns);
-    if (w->reached_ns > start_ns) {
-        part = w->step_ns / (double)(end_ns - start_ns);
-        stays = (double)powf((float)stays, (float)part);
-    }
+    double part = w->reached_ns == w->since_ns ? part_of(w, end_ns, &stays) : 1.0;
     w->survival *= stays;
-    w->seen += part * (double)(w->hazard->came[w->bin] / w->hazard->unit);
+    w->seen += part * (double)w->hazard->came[w->bin] * w->a_unit;
     w->reached_ns = end_ns;
     w->bin++;
     return 1;
@@ -111,6 +116,7 @@ static double gain_by_returns(const bt_arrivals *a, const bt_crowd *c, const bt_
     double patience_ns = fmax(0.0, PATIENCE * alone_ns - (double)(m->now_ns - m->newest_ns));
     double rows_per_call = m->rows / m->calls;
     double best = 0.0, spent_ns = 0.0, all_before = 0.0, whole = 0.0, saved = 0.0;
+    double most = fmin(missing * rows_per_call, m->room_rows);
     bt_walk walk = walk_from(&a->returns, m->now_ns - c->completed_ns);
     while (step(&walk)) {
         double back = fmin(1.0, (1.0 - walk.survival) * out / missing);
@@ -123,12 +129,17 @@ static double gain_by_returns(const bt_arrivals *a, const bt_crowd *c, const bt_
         double rows = fmax(1.0, ceil(more));
         if (rows != whole) saved = saved_by(costs, m, alone_ns, whole = rows);
         double worth = saved * more / whole + come * waited_ns + m->calls * back * patience_ns;
-        double gain = trust(walk.seen) * belief * worth - spent_ns * (m->calls + missing - come + m->others);
+        double lost = spent_ns * (m->calls + missing - come + m->others);
+        double gain = belief * worth - lost > best ? trust(walk.seen) * belief * worth - lost : 0.0;
         if (gain > best) {
             best = gain;
             *until_ns = m->now_ns + (walk.reached_ns - walk.since_ns);
         }
         if (spent_ns * m->calls > 2.0 * missing * (alone_ns + waited_ns)) break;
+        if (most > whole) continue;
+        /* The last row has begun to come: no later bin is worth more than everyone's coming. */
+        double end = saved * most / whole + missing * waited_ns + m->calls * patience_ns;
+        if (belief * end - spent_ns * (m->calls + m->others) <= best) break;
     }
     return best;
 }
@@ -151,12 +162,14 @@ static double gain_by_run(const bt_arrivals *a, const bt_crowd *c, const bt_cost
         double come = 1.0 - walk.survival;
         spent_ns += walk.step_ns * (1.0 - 0.5 * (come + before)); /* the wait is judged anew when it comes */
         before = come;
-        double gain = trust(walk.seen) * (1.0 - belief) * come * saved - spent_ns * (m->calls + m->others);
-        if (gain > best) {
-            best = gain;
-            *until_ns = m->now_ns + (walk.reached_ns - walk.since_ns);
-        }
-        if (spent_ns * m->calls > saved) break;
+        double lost = spent_ns * (m->calls + m->others);
+        if ((1.0 - belief) * saved - lost <= best) break; /* nor is any later bin better */
+        double gain = (1.0 - belief) * come * saved;
+        if (gain - lost <= best) continue;
+        gain = trust(walk.seen) * gain - lost;
+        if (gain <= best) continue;
+        best = gain;
+        *until_ns = m->now_ns + (walk.reached_ns - walk.since_ns);
     }
     return best;
 }
