@@ -101,3 +101,7 @@ cdef extern from "wire.h" nogil:
     void bt_write_descriptor(bt_writer *w, uint64_t bytes, int32_t row_bytes, uint32_t frames)
     uint8_t *bt_write_padded(bt_writer *w, const void *data, size_t bytes)
     void bt_write_rows_end(bt_writer *w, uint16_t frames)
+
+    uint32_t bt_get32(const uint8_t *p)
+    void bt_put32(uint8_t *p, uint32_t v)
+    void bt_put64(uint8_t *p, uint64_t v)

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+from batching._native.blobs import holds_instance
 from batching._native.rows import is_sole_reference
 from batching.errors import InvalidPayload, RunnerError
 from batching.payloads import InvalidResult, Kind, Piece, Registry, pickling
@@ -131,6 +132,8 @@ def _outputs(width: int) -> str:
 def _unshared_exceptions(output: list[Any]) -> list[Any]:
     """The list with an instance of its own in every row where one exception stands in several:
     a traceback or note that one caller adds must not be seen by another."""
+    if not holds_instance(output, Exception):
+        return output
     seen: set[int] = set()
     for row, element in enumerate(output):
         if not isinstance(element, Exception):
@@ -144,6 +147,8 @@ def _unshared_exceptions(output: list[Any]) -> list[Any]:
 def portable(output: list[Any], *, allow_pickle: bool) -> list[Any]:
     """The list with a RunnerError in every row where an exception stands that would not arrive:
     one that cannot be pickled, or cannot be made again of its pickle."""
+    if not holds_instance(output, Exception):
+        return output
     return [
         _portable_error(element, allow_pickle) if isinstance(element, Exception) else element
         for element in output

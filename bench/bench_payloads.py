@@ -1,6 +1,6 @@
 """What does it cost to make one batch of many payloads, and many answers of one result?
 
-Four questions, each with what a peer or an expert does today beside it, in the same process and the same
+Five questions, each with what a peer or an expert does today beside it, in the same process and the same
 run, in interleaved rounds; printed are medians of times, and of the rounds' own ratios.
 
   large arrays  64 x float32(150528) joined into a buffer that is used again and cut into rows: as views of a
@@ -10,8 +10,12 @@ run, in interleaved rounds; printed are medians of times, and of the rounds' own
   frames        64 one-row frames of 10 columns of mixed dtypes. Worker: wire bytes to one DataFrame, and a
                 DataFrame to wire buffers that can be cut by rows. Caller: a frame to wire bytes, and a row of
                 the answer back to a frame. Beside what pickle, `pd.concat` and `iloc` make of it.
-  dicts         64 small dicts as list elements. Worker: read and written back. Caller: one dict to wire
-                bytes, with all that makes a call of it, and back. Beside pickle of each and nothing else.
+  dicts         64 small dicts as list elements. Worker: the joined bytes of 64 calls to the list that the
+                model gets, and a list to bytes with lengths that can be cut by rows. Caller: one dict to
+                wire bytes, with all that makes a call of it, and back. Beside `pickle.loads` and
+                `pickle.dumps` of one dict after the other, with no list, no joined bytes, no lengths;
+                and the same with the list in between, which a model cannot do without.
+  objects       the same of 64 dataclasses, which have to go through pickle here as well.
 
 How to run: python bench/bench_payloads.py [--rounds 15] [--json]
 """
@@ -25,8 +29,10 @@ import os
 import pickle
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -201,21 +207,49 @@ def frames_embedded(rounds: int) -> dict[str, dict]:
 DICTS = [{"id": i, "name": f"user{i}", "tags": ["a", "b"], "score": i / 2} for i in range(CALLERS)]
 
 
+@dataclass
+class Order:
+    id: int
+    name: str
+    tags: list[str]
+    score: float
+
+
 def dicts_worker(rounds: int) -> dict[str, dict]:
+    return elements_worker(DICTS, rounds)
+
+
+def objects_worker(rounds: int) -> dict[str, dict]:
+    # Of a module that a worker could import: what belongs to __main__ is cloudpickle's.
+    Order.__module__ = "bench_payloads"
+    sys.modules.setdefault("bench_payloads", sys.modules[__name__])
+    return elements_worker([Order(**each) for each in DICTS], rounds)
+
+
+def elements_worker(elements: list[Any], rounds: int) -> dict[str, dict]:
     signature = Signature(model)
-    calls = [signature.encode(signature.describe((each,), {}, False).payload) for each in DICTS]
+    calls = [signature.encode(signature.describe((each,), {}, False).payload) for each in elements]
     buffers = joined(calls)
-    pickles = [pickle.dumps(each, 5) for each in DICTS]
+    pickles = [pickle.dumps(each, 5) for each in elements]
 
     def ours() -> None:
         [batch], _ = signature.decode(calls[0].key, buffers, CALLERS)
         signature.encode_result(batch, CALLERS)
 
-    def peers() -> None:
+    def one_by_one() -> None:
         for each in pickles:
             pickle.dumps(pickle.loads(each), 5)
 
-    works = {"unpickle + pickle of each": (peers, 20), "wire to list and back": (ours, 20)}
+    def with_a_list() -> None:
+        batch = [pickle.loads(each) for each in pickles]
+        for each in batch:
+            pickle.dumps(each, 5)
+
+    works = {
+        "unpickle + pickle of each": (one_by_one, 20),
+        "the same, all unpickled first": (with_a_list, 20),
+        "wire to list and back": (ours, 20),
+    }
     return per_row(compare(works, "unpickle + pickle of each", rounds), CALLERS)
 
 
@@ -248,6 +282,7 @@ QUESTIONS = {
     "frames, caller's side": frames_caller,
     "frames, in one process": frames_embedded,
     "64 small dicts, worker's side": dicts_worker,
+    "64 small dataclasses, worker's side": objects_worker,
     "64 small dicts, caller's side": dicts_caller,
 }
 

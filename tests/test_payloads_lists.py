@@ -129,7 +129,7 @@ class Counted:
 
 
 @pytest.mark.parametrize("content", [np.ones(2_000), b"x" * 10_000, [np.ones(300)] * 20, "small"])
-def test_alike_elements_are_pickled_once(content) -> None:
+def test_elements_are_pickled_once(content) -> None:
     elements = [Counted(content) for _ in range(3)]
     blobs = pickling.dumps_each(elements)
     assert [element.pickled for element in elements] == [1, 1, 1]
@@ -139,7 +139,7 @@ def test_alike_elements_are_pickled_once(content) -> None:
 def test_a_large_element_among_small_ones_still_leaves_its_buffers_outside() -> None:
     elements = [Counted("small"), Counted(np.ones(2_000)), Counted("small")]
     blobs = list(map(bytearray, pickling.dumps_each(elements)))
-    assert [element.pickled for element in elements] == [1, 2, 1]
+    assert [element.pickled for element in elements] == [1, 1, 1]
     again = pickling.loads_each(blobs)
     assert np.shares_memory(again[1].content, np.frombuffer(blobs[1], dtype=np.uint8))
 

@@ -14,11 +14,10 @@ batch can cut and join its rows by these alone:
 
 from __future__ import annotations
 
-import itertools
-import struct
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+from batching._native.blobs import cut_blobs, holds_instance, lengths_of
 from batching.errors import InvalidPayload, InvalidResult
 
 __all__ = [
@@ -36,7 +35,6 @@ __all__ = [
 ]
 
 MISSING = 0xFFFFFFFF
-_COPIED_BYTES = 65536
 
 
 class Fixed(NamedTuple):
@@ -194,34 +192,17 @@ def take_var(buffers: Iterator[Fixed | Var], rows: int) -> list[memoryview | byt
     buffer = next(buffers, None)
     if not isinstance(buffer, Var):
         raise InvalidPayload(f"expected one blob a row, got {_shape(buffer)}")
-    view = memoryview(buffer.data)
-    total = view.nbytes
-    # A slice of bytes costs half of one of a view, and is read faster.
-    data = bytes(view) if total < _COPIED_BYTES else view.cast("B")
-    size = memoryview(buffer.lengths).nbytes
-    if size != 4 * rows:
-        raise InvalidPayload(f"{rows} rows need lengths of {4 * rows} bytes, got {size}")
-    lengths = struct.unpack(f"<{rows}I", buffer.lengths)
-    sizes = lengths if MISSING not in lengths else [0 if each == MISSING else each for each in lengths]
-    ends = list(itertools.accumulate(sizes, initial=0))
-    if ends[-1] != total:
-        raise InvalidPayload(f"the lengths of {rows} blobs add up to {ends[-1]} bytes, got {total}")
-    blobs: list[memoryview | bytes | None] = [data[start:end] for start, end in itertools.pairwise(ends)]
-    if sizes is not lengths:
-        blobs = [None if size == MISSING else blob for blob, size in zip(blobs, lengths, strict=True)]
-    return blobs
+    return cut_blobs(buffer.data, buffer.lengths, rows)
 
 
 def make_var(blobs: Sequence[Any]) -> Var:
-    """One buffer of the blobs; None is a missing value."""
-    present = blobs if None not in blobs else [blob for blob in blobs if blob is not None]
-    sizes = list(map(len, present))
-    if max(sizes, default=0) >= MISSING:
-        raise InvalidPayload(f"one row may have at most {MISSING - 1} bytes, got {max(sizes)}")
-    if present is not blobs:
-        sizes = [MISSING if blob is None else len(blob) for blob in blobs]
-    data = present[0] if len(present) == 1 else b"".join(present)
-    return Var(struct.pack(f"<{len(sizes)}I", *sizes), data)
+    """One buffer of the blobs, each bytes or alike; None is a missing value."""
+    blobs = list(blobs)
+    lengths = lengths_of(blobs)
+    # Not `in`, which would compare: some are arrays.
+    if holds_instance(blobs, type(None)):
+        blobs = [blob for blob in blobs if blob is not None]
+    return Var(lengths, blobs[0] if len(blobs) == 1 else b"".join(blobs))
 
 
 def _shape(buffer: Fixed | Var | None) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
-from batching.errors import InvalidPayload
-
 from . import pickling
 from .canonical import PLAIN, dumps_plain
 from .kinds import Fixed, Kind, Piece, Var, make_var, refuse_pickle, take_var
@@ -44,10 +42,8 @@ class ListKind(Kind):
 
     def decode(self, key: Any, buffers: Iterator[Fixed | Var], rows: int, *, allow_pickle: bool) -> list[Any]:
         blobs = take_var(buffers, rows)
-        if not all(blobs):
-            raise InvalidPayload("an element of a list is missing")
         if not allow_pickle:
-            refuse_pickle(all(blob is not None and blob[0] == PLAIN for blob in blobs), "a list's element")
+            refuse_pickle(all(not blob or blob[0] == PLAIN for blob in blobs), "a list's element")
         return pickling.loads_each(blobs)
 
     def describe(self, batch: list[Any]) -> str:

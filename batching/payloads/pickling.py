@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+from batching._native.blobs import pickle_each, unpickle_each
 from batching.errors import InvalidPayload
 
 __all__ = ["dumps", "dumps_each", "loads", "loads_each"]
@@ -28,7 +29,6 @@ _plain_loads = pickle.loads
 _OUT_OF_BAND_BYTES = 4096
 _ALIGNMENT = 64
 _HEAD = struct.Struct("<B7xQQ")
-_PICKLE = 0x80
 _WITH_BUFFERS = 1
 _VALUES = 2  # `canonical.dumps_plain`
 
@@ -38,37 +38,19 @@ def dumps(value: Any) -> bytes:
     return dumps_each([value])[0]
 
 
-def dumps_each(values: Sequence[Any]) -> list[bytes]:
+def dumps_each(values: list[Any]) -> list[bytes]:
     """Each value as bytes of its own. Raises InvalidPayload naming the type that cannot be pickled."""
-    if not values:
-        return []
-    first = _dumps_with_care(values[0])
-    # Elements of one list are mostly alike: large ones are pickled once, in the way of large ones.
-    if len(first) >= _OUT_OF_BAND_BYTES:
-        return [first, *map(_dumps_with_care, values[1:])]
-    try:
-        streams = [first, *[_plain_dumps(value, 5) for value in values[1:]]]
-    except Exception:
-        return [first, *map(_dumps_with_care, values[1:])]
-    # One look at all of them: most are small, and say nothing of __main__.
-    if max(map(len, streams)) < _OUT_OF_BAND_BYTES and b"__main__" not in b"".join(streams):
-        return streams
-    return [
-        _dumps_with_care(value) if len(stream) >= _OUT_OF_BAND_BYTES or b"__main__" in stream else stream
-        for value, stream in zip(values, streams, strict=True)
-    ]
-
-
-def _dumps_with_care(value: Any) -> bytes:
     large: list[memoryview] = []
-    try:
-        stream = pickle.dumps(value, protocol=5, buffer_callback=_keep_large_in(large))
-    except Exception:
-        stream = b""
-    # What belongs to __main__ is pickled by a name that means something else in a worker.
-    if not stream or b"__main__" in stream:
-        return _dumps_by_value(value)
-    return _pack(stream, large) if large else stream
+
+    def unusual(value: Any, stream: bytes | None) -> bytes:
+        buffers = large.copy()
+        large.clear()
+        # What belongs to __main__ is pickled by a name that means something else in a worker.
+        if stream is None or b"__main__" in stream:
+            return _dumps_by_value(value)
+        return _pack(stream, buffers)
+
+    return pickle_each(values, _plain_dumps, _keep_large_in(large), large, unusual)
 
 
 def _keep_large_in(views: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
@@ -95,10 +77,10 @@ def loads(blob: Any) -> Any:
     return loads_each([blob])[0]
 
 
-def loads_each(blobs: Sequence[Any]) -> list[Any]:
+def loads_each(blobs: list[Any]) -> list[Any]:
     """The values of several blobs. Raises InvalidPayload as `loads`."""
     try:
-        return [_plain_loads(blob) if blob[0] == _PICKLE else _loads(blob) for blob in blobs]
+        return unpickle_each(blobs, _plain_loads, _loads)
     except InvalidPayload:
         raise
     except Exception as error:
@@ -106,6 +88,9 @@ def loads_each(blobs: Sequence[Any]) -> list[Any]:
 
 
 def _loads(blob: Any) -> Any:
+    """The value of a blob that is no pickle alone, or large, or not there."""
+    if not blob:
+        raise InvalidPayload("a value is missing")
     view = memoryview(blob)
     if view[0] == _VALUES:
         # Here, because freezing itself pickles what has no other form.
