@@ -1,7 +1,7 @@
 # Two commands for a newcomer: `make demo` and `make test`. Everything is installed into $(VENV), nothing outside it.
 
 .DEFAULT_GOAL := help
-.PHONY: demo test debug-test lint bench build clean help
+.PHONY: demo test debug-test asan-test tsan-test lint bench build clean help
 
 # The first of these that runs, is 3.11 or newer, and brings what an environment and an extension need.
 CANDIDATES := python3.11 python3.12 python3.13 python3.14 python3 python
@@ -41,6 +41,26 @@ test: $(VENV)/.package $(VENV)/.group-demo $(VENV)/.group-test ## run the tests 
 debug-test: ## the same with a debug build: C assertions and counters of live objects
 	$(MAKE) test VENV=.venv-debug BUILD_ARGS="-Csetup-args=-Dbuildtype=debug -Csetup-args=-Ddebug_counters=true"
 
+# Address and undefined-behaviour sanitizers, in every process of the tests. Python's own allocator would hide what
+# the extension modules do with objects; CPython's leaks would hide theirs.
+SANITIZED_TESTS := tests/test_native_plane.py tests/test_native_wire.py tests/test_adversity.py tests/test_contract.py \
+  tests/test_rows.py tests/test_scheduler.py tests/test_engine.py tests/test_service.py tests/test_client.py \
+  tests/test_fork.py tests/test_payloads_numpy.py tests/test_payloads_lists.py tests/test_payloads_pandas.py
+SANITIZERS = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc
+TSAN_ARGS ?= 1 60 5000
+
+asan-test: ## the native code under address and undefined-behaviour sanitizers (gcc, some minutes)
+	$(MAKE) run-asan-test VENV=.venv-asan BUILD_ARGS="-Csetup-args=-Db_sanitize=address,undefined \
+	  -Csetup-args=-Db_lundef=false -Csetup-args=-Dbuildtype=debugoptimized -Csetup-args=-Ddebug_counters=true"
+
+run-asan-test: $(VENV)/.package $(VENV)/.group-demo $(VENV)/.group-test
+	$(SANITIZERS) $(RUN)/pytest --timeout 300 $(PYTEST_ARGS) $(SANITIZED_TESTS)
+
+tsan-test: $(VENV)/.package $(VENV)/.group-test ## the native plane's threads under the thread sanitizer (gcc, some minutes)
+	$(RUN)/python tests/native_driver.py thread $(TSAN_ARGS)
+	$(RUN)/python tests/native_driver.py address,undefined $(TSAN_ARGS)
+
 lint: $(VENV)/.package $(VENV)/.group-lint ## style, format, types and stubs, on the tree as it is installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,7 +76,7 @@ build: $(VENV)/.package ## make the wheel and the sdist in dist/
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -c "import mesonpy; print(mesonpy.build_sdist('dist'))"
 
 clean: ## remove everything that was built or installed here
-	rm -rf .venv .venv-debug build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-debug .venv-asan build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.pip:

@@ -1,7 +1,6 @@
 /* Feeds the wire codec with broken messages, under the sanitizers:
  *
- *   cc -g -O1 -std=gnu11 -fsanitize=address,undefined -fno-sanitize-recover=all \
- *      -I_native tests/native/fuzz_wire.c _native/wire.c -o /tmp/fuzz_wire && /tmp/fuzz_wire 2000000
+ *   fuzz_wire [MESSAGES]
  *
  * Every frame is a heap block of exactly its own size, so that one byte read
  * beyond a length ends the program. What passes the checks is read to the last byte.
@@ -10,7 +9,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fuzz_memory.h"
 #include "wire.h"
+#undef calloc
+#undef malloc
+#undef realloc
+
+void *fuzz_realloc(void *old, size_t size) { return realloc(old, size); }
+void *fuzz_calloc(size_t count, size_t size) { return calloc(count, size); }
+void *fuzz_malloc(size_t size) { return malloc(size); }
 
 #define MAX_FRAMES 4
 
