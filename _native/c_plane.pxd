@@ -72,6 +72,7 @@ cdef extern from "plane.h" nogil:
         bt_scheduler *scheduler
         int64_t max_queue_rows
         int64_t run_timeout_ns
+        uint64_t max_unread_bytes
 
     ctypedef enum bt_command_kind:
         BT_COMMAND_LOCAL

@@ -16,14 +16,28 @@ bt_message *bt_message_new(bt_zmsg *zmsg, uint32_t frames)
     m->next = NULL;
     atomic_init(&m->references, 1);
     m->frames = frames;
+    m->bytes = m->spare_bytes = 0;
     m->frame = (bt_frame *)((char *)m + head);
     for (uint32_t i = 0; i < frames; i++) {
         bt_zmq.msg_init(&m->zmsg[i]);
         bt_zmq.msg_move(&m->zmsg[i], &zmsg[i]);
         m->frame[i].data = bt_zmq.msg_data(&m->zmsg[i]);
         m->frame[i].bytes = bt_zmq.msg_size(&m->zmsg[i]);
+        m->bytes += m->frame[i].bytes;
     }
     return m;
+}
+
+void bt_message_own(bt_message *m)
+{
+    for (uint32_t i = 1; i < m->frames; i++) {
+        bt_zmsg copy;
+        if (bt_zmq.msg_init_size(&copy, m->frame[i].bytes) != 0) return;
+        memcpy(bt_zmq.msg_data(&copy), m->frame[i].data, m->frame[i].bytes);
+        bt_zmq.msg_move(&m->zmsg[i], &copy);
+        m->frame[i].data = bt_zmq.msg_data(&m->zmsg[i]);
+    }
+    m->spare_bytes = 0;
 }
 
 void bt_message_keep(bt_message *m) { atomic_fetch_add_explicit(&m->references, 1, memory_order_relaxed); }
@@ -86,16 +100,18 @@ static void release_block(void *data, void *hint)
     free(data);
 }
 
-static void release_message(void *data, void *hint)
+static void release_frame(void *data, void *hint)
 {
     (void)data;
-    bt_message_drop(hint);
+    bt_zmq.msg_close(hint);
+    free(hint);
 }
 
 void bt_outgoing_start(bt_outgoing *o)
 {
     for (uint32_t i = 1; i < o->frames; i++) bt_zmq.msg_close(&o->frame[i]);
     o->frames = 1; /* place 0 is the packet's */
+    o->frame_bytes = o->spare_bytes = 0;
     bt_writer_start(&o->w);
 }
 
@@ -128,6 +144,7 @@ int bt_outgoing_add(bt_outgoing *o, void *data, size_t bytes, bt_zmq_free releas
         return -1;
     }
     o->frames++;
+    o->frame_bytes += bytes;
     return 0;
 }
 
@@ -155,10 +172,12 @@ bt_message *bt_outgoing_take(bt_outgoing *o)
             o->w.data = NULL;
             o->w.capacity = 0;
             m = bt_message_new(o->frame, o->frames);
-            if (m == NULL)
+            if (m == NULL) {
                 bt_zmq.msg_close(&o->frame[0]);
-            else
+            } else {
                 o->frames = 1;
+                m->spare_bytes = o->spare_bytes;
+            }
             o->w.data = malloc(next);
             if (o->w.data != NULL) o->w.capacity = next;
         }
@@ -242,13 +261,21 @@ typedef struct {
     bt_message *m;
 } view_context;
 
+/* A view keeps the frame that it shows a piece of, and none of its neighbours. */
 static int view_piece(void *context, uint32_t frame, const uint8_t *data, size_t bytes)
 {
     view_context *c = context;
-    (void)frame;
-    bt_message_keep(c->m);
-    if (bt_outgoing_add(c->o, (void *)data, bytes, release_message, c->m) == 0) return 0;
-    bt_message_drop(c->m);
+    bt_zmsg *kept = malloc(sizeof *kept);
+    if (kept == NULL) return -1;
+    bt_zmq.msg_init(kept);
+    bt_zmq.msg_copy(kept, &c->m->zmsg[frame]);
+    /* libzmq copies a tiny frame whole: what is shown is that of the copy. */
+    uint8_t *shown = (uint8_t *)bt_zmq.msg_data(kept) + (data - c->m->frame[frame].data);
+    if (bt_outgoing_add(c->o, shown, bytes, release_frame, kept) == 0) {
+        c->o->spare_bytes += c->m->frame[frame].bytes - bytes;
+        return 0;
+    }
+    release_frame(NULL, kept);
     return -1;
 }
 
@@ -348,7 +375,10 @@ static int write_buffer(bt_outgoing *o, bt_slice *slices, bt_wire_buffer *buffer
 
 static void abandon(bt_outgoing *o, uint32_t frames, bt_wire_buffer *buffers)
 {
-    while (o->frames > frames) bt_zmq.msg_close(&o->frame[--o->frames]);
+    while (o->frames > frames) {
+        o->frame_bytes -= bt_zmq.msg_size(&o->frame[--o->frames]);
+        bt_zmq.msg_close(&o->frame[o->frames]);
+    }
     bt_write_abort(&o->w);
     free(buffers);
 }

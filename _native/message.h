@@ -25,6 +25,8 @@ typedef struct bt_message {
     struct bt_message *next; /* for whoever queues it */
     atomic_uint references;
     uint32_t frames;
+    uint64_t bytes;          /* of all frames */
+    uint64_t spare_bytes;    /* more that its frames keep alive: they are views of larger ones */
     bt_frame *frame;         /* views of the frames below */
     bt_zmsg zmsg[];
 } bt_message;
@@ -36,6 +38,9 @@ void bt_message_keep(bt_message *m);
 void bt_message_drop(bt_message *m);
 /* For bt_record_check. */
 size_t bt_message_frame_size(const void *message, uint32_t frame);
+/* Before the message is sent or shared: copies what it shows of larger frames, so
+ * that it keeps nothing else alive. Changes nothing when out of memory. */
+void bt_message_own(bt_message *m);
 
 /* Frames as they come off a socket, before their number is known. */
 typedef struct {
@@ -57,6 +62,8 @@ typedef struct {
     bt_zmsg *frame;
     uint32_t frames;
     uint32_t capacity;
+    uint64_t frame_bytes;    /* of the frames behind the packet */
+    uint64_t spare_bytes;    /* more that they keep alive */
 } bt_outgoing;
 
 void bt_outgoing_start(bt_outgoing *o);

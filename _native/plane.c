@@ -4,11 +4,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "plane_state.h"
 
 /* Messages taken in one turn before what they ask for is done. */
 #define MESSAGES_A_TURN 1000
+/* How long an ending plane waits for clients to read what it has for them; then
+ * libzmq goes on with what it was given, for as long again. */
+#define LINGER_NS 500000000
 
 /* ---- queues between the threads ------------------------------------------------ */
 
@@ -240,6 +244,7 @@ static void obey(bt_plane *p, bt_peer *peer, bt_message *m, const bt_checked *c)
         bt_plane_goodbye(p, peer);
         return;
     case BT_PONG:
+        bt_plane_pong(p, peer, c->record.id);
         return;
     default:
         break;
@@ -338,6 +343,10 @@ static void end(bt_plane *p, const bt_message *message)
 {
     bt_wire_error e;
     if (bt_error_of(message, &e) != 0) e = bt_plain_error(BT_E_CLOSED, "the service was stopped");
+    /* First: whoever hears of the end finds no command taken any more. */
+    pthread_mutex_lock(&p->gate);
+    p->closed = 1;
+    pthread_mutex_unlock(&p->gate);
     bt_plane_fail_all(p, &e);
     for (bt_peer *peer = p->peers; peer != NULL; peer = peer->next)
         if (peer != p->local && !peer->gone) bt_write_empty(&bt_peer_post(p, peer)->w, BT_BYE, 0);
@@ -407,17 +416,41 @@ static void turn(bt_plane *p)
     do {
         bt_plane_dispatch(p);
     } while (bt_plane_flush(p));
-    bt_plane_retry_cut(p, bt_now_ns());
     if (p->state == BT_DRAINING && !p->drained_told && p->ledger.by_request.count == 0) {
         p->drained_told = 1;
         bt_plane_event(p, BT_EVENT_DRAINED, NULL, NULL, NULL);
     }
 }
 
+/* libzmq's descriptors tell of a change only once, and sending may have swallowed
+ * it: asked before going to sleep. */
+static int has_input(bt_plane *p)
+{
+    return (bt_zmq_events(p->router) & BT_ZMQ_POLLIN) ||
+           (p->monitor && (bt_zmq_events(p->monitor) & BT_ZMQ_POLLIN));
+}
+
+/* Gives clients that are behind a moment to read what waits for them. */
+static void linger(bt_plane *p, const int *fds)
+{
+    int64_t until_ns = bt_now_ns() + LINGER_NS;
+    pthread_mutex_lock(&p->lock);
+    while (bt_plane_holds(p) && bt_now_ns() < until_ns) {
+        if (!has_input(p)) {
+            pthread_mutex_unlock(&p->lock);
+            bt_sleep(fds, 2, until_ns);
+            pthread_mutex_lock(&p->lock);
+        }
+        receive_all(p);
+        read_monitor(p);
+        bt_plane_flush(p);
+    }
+    pthread_mutex_unlock(&p->lock);
+}
+
 static int64_t wake_time(const bt_plane *p)
 {
     int64_t until_ns = p->until_ns;
-    if (p->cut != NULL && p->cut_retry_ns < until_ns) until_ns = p->cut_retry_ns;
     if (p->run_timeout_ns < 0) return until_ns;
     for (const bt_peer *w = p->workers; w != NULL; w = w->next_worker) {
         if (w->hung) continue;
@@ -436,29 +469,35 @@ void bt_plane_run(bt_plane *p)
         turn(p);
         int ended = p->state == BT_ENDED;
         int64_t until_ns = wake_time(p);
-        /* libzmq's descriptor tells of a change only once, and sending may have
-         * swallowed it: ask before going to sleep. */
-        int more = !ended && ((bt_zmq_events(p->router) & BT_ZMQ_POLLIN) ||
-                              (p->monitor && (bt_zmq_events(p->monitor) & BT_ZMQ_POLLIN)));
+        int more = !ended && has_input(p);
         pthread_mutex_unlock(&p->lock);
         if (ended) break;
         if (more) continue;
         bt_sleep(fds, 3, until_ns);
         bt_wake_clear(&p->wake);
     }
-    /* In this order: no new commands; those that came before are obeyed, so that
-     * their calls are known; then everything that is left fails. */
+    /* No new commands are taken; those that came before are obeyed, so that their
+     * calls are known; then everything that is left fails. */
     pthread_mutex_lock(&p->lock);
     obey_commands(p, 1);
     bt_wire_error e = bt_plain_error(BT_E_CLOSED, "the service was stopped");
     bt_plane_fail_all(p, &e);
     bt_plane_flush(p);
     pthread_mutex_unlock(&p->lock);
+    linger(p, fds);
     if (!p->drained_told) bt_plane_event(p, BT_EVENT_DRAINED, NULL, NULL, NULL);
     bt_plane_event(p, BT_EVENT_ENDED, NULL, NULL, NULL);
 }
 
 /* ---- life ----------------------------------------------------------------------------------- */
+
+/* Ids that a client can only know from the PINGs themselves. */
+static uint64_t first_ping(const bt_plane *p)
+{
+    uint64_t id;
+    if (getentropy(&id, sizeof id) != 0) id = (uint64_t)bt_now_ns() ^ (uint64_t)(uintptr_t)p;
+    return id;
+}
 
 bt_plane *bt_plane_new(const bt_plane_options *o)
 {
@@ -476,6 +515,8 @@ bt_plane *bt_plane_new(const bt_plane_options *o)
     p->scheduler = o->scheduler;
     p->run_timeout_ns = o->run_timeout_ns;
     p->max_queue_rows = o->max_queue_rows;
+    p->max_unread_bytes = o->max_unread_bytes;
+    p->next_ping = first_ping(p);
     p->until_ns = BT_NEVER;
     p->name_bytes = (uint32_t)strlen(o->name);
     p->description_bytes = o->description_bytes;
@@ -501,11 +542,6 @@ void bt_plane_free(bt_plane *p)
     for (bt_event *e = p->events, *next; e != NULL; e = next) {
         next = e->next;
         bt_event_free(e);
-    }
-    while (p->cut != NULL) {
-        bt_cut *cut = p->cut;
-        p->cut = cut->next;
-        free(cut);
     }
     while (p->peers != NULL) bt_peer_free(p, p->peers);
     bt_ledger_free(&p->ledger);

@@ -14,7 +14,8 @@
  *   1. every accepted call gets one answer: a result, or an error;
  *   2. nothing that a peer sends stops the thread: it is dropped and counted;
  *   3. no polling;
- *   4. a client that does not read is cut off, and told so as soon as it reads.
+ *   4. a client that does not read costs max_unread_bytes and no more: then it is
+ *      cut off, and told so as soon as it reads.
  * Sockets are made, configured and bound before they are handed over, and are
  * closed by their owner after bt_plane_run has returned.
  */
@@ -37,6 +38,7 @@ typedef struct {
     bt_scheduler *scheduler;  /* not owned */
     int64_t max_queue_rows;   /* the scheduler's, for messages */
     int64_t run_timeout_ns;   /* -1: none */
+    uint64_t max_unread_bytes; /* for one client, sent or queued and not known to be read */
 } bt_plane_options;
 
 typedef enum {

@@ -5,12 +5,55 @@
 
 #include "plane_state.h"
 
-/* A packet is sent on before it holds more than this. */
-#define PACKET_BYTES (8u << 20)
+/* A packet is sent on once it holds so much, its frames included. */
+#define PACKET_BYTES (1u << 20)
 #define PACKET_RECORDS 16384u
 #define PACKET_FRAMES 1024u
 
-#define CUT_RETRY_NS 100000000
+/* ---- one peer's queue ------------------------------------------------------- */
+
+/* What a message costs that is not in its frames; so a client that does not read
+ * holds no great number of small ones either. */
+#define MESSAGE_OVERHEAD_BYTES 4096u
+
+static uint64_t cost(const bt_message *m) { return m->bytes + MESSAGE_OVERHEAD_BYTES; }
+static uint64_t unread(const bt_peer *peer) { return peer->sent_bytes - peer->read_bytes; }
+/* How much may be on its way to a client, not known to be read. The rest waits in its queue. */
+static uint64_t window(const bt_plane *p) { return p->max_unread_bytes / 8; }
+
+static void mark_dirty(bt_plane *p, bt_peer *peer)
+{
+    if (peer->dirty) return;
+    peer->dirty = 1;
+    peer->next_dirty = p->dirty;
+    p->dirty = peer;
+}
+
+static void enqueue(bt_peer *peer, bt_message *m)
+{
+    m->next = NULL;
+    *peer->queue_end = m;
+    peer->queue_end = &m->next;
+    peer->queued_bytes += cost(m);
+}
+
+static bt_message *dequeue(bt_peer *peer)
+{
+    bt_message *m = peer->queue;
+    peer->queue = m->next;
+    if (peer->queue == NULL) peer->queue_end = &peer->queue;
+    peer->queued_bytes -= cost(m);
+    m->next = NULL;
+    return m;
+}
+
+static void drop_queue(bt_peer *peer)
+{
+    while (peer->queue != NULL) bt_message_drop(dequeue(peer));
+    bt_outgoing_start(&peer->out);
+}
+
+/* ---- who is connected ------------------------------------------------------- */
 
 static bt_peer **bucket_of(bt_plane *p, const void *identity, size_t bytes)
 {
@@ -24,6 +67,7 @@ bt_peer *bt_peer_new(bt_plane *p, uint16_t role, const void *identity, size_t by
     peer->role = role;
     peer->fd = fd;
     peer->calls = BT_NOWHERE;
+    peer->queue_end = &peer->queue;
     peer->number = p->next_number++;
     peer->identity_bytes = bytes;
     if (bytes) memcpy(peer->identity, identity, bytes);
@@ -60,11 +104,7 @@ void bt_peer_free(bt_plane *p, bt_peer *peer)
     at = &p->dirty;
     while (*at != NULL && *at != peer) at = &(*at)->next_dirty;
     if (*at != NULL) *at = peer->next_dirty;
-    while (peer->sealed != NULL) {
-        bt_message *m = peer->sealed;
-        peer->sealed = m->next;
-        bt_message_drop(m);
-    }
+    drop_queue(peer);
     bt_outgoing_free(&peer->out);
     free(peer->running);
     free(peer);
@@ -98,27 +138,93 @@ bt_peer *bt_peer_free_worker(bt_plane *p)
 
 /* ---- sending ---------------------------------------------------------------- */
 
+static void cut_off(bt_plane *p, bt_peer *peer)
+{
+    p->cut_off++;
+    peer->trouble = ECONNABORTED; /* once is enough */
+    drop_queue(peer);
+    bt_plane_reply(p, peer->identity, peer->identity_bytes, BT_E_UNREACHABLE,
+                   "cut off: the client did not read its answers");
+}
+
 static void seal(bt_plane *p, bt_peer *peer)
 {
-    bt_message *m = bt_outgoing_take(&peer->out), **at = &peer->sealed;
+    bt_message *m = bt_outgoing_take(&peer->out);
     if (m == NULL) {
-        p->dropped++;
+        /* Out of memory: nobody knows what was in it, so nobody may wait for it. */
+        if (peer != p->local) peer->trouble = ENOMEM;
         return;
     }
-    while (*at != NULL) at = &(*at)->next;
-    *at = m;
+    /* Of a client that is behind, what waits must not keep whole results of others alive. */
+    if (m->spare_bytes > 0 && unread(peer) + peer->queued_bytes > window(p) / 4) bt_message_own(m);
+    enqueue(peer, m);
+}
+
+/* Whether the client has read enough of what it was sent to be sent the next. */
+static int may_send(const bt_plane *p, const bt_peer *peer)
+{
+    return peer->role != BT_ROLE_CLIENT || peer == p->local || unread(peer) <= window(p) / 2 ||
+           unread(peer) + cost(peer->queue) <= window(p);
+}
+
+/* Asks a client that was sent much since it last said so whether it has read that. */
+static void ask_for_pong(bt_plane *p, bt_peer *peer)
+{
+    if (peer->role != BT_ROLE_CLIENT || peer->ping != 0 || unread(peer) < window(p) / 4) return;
+    bt_outgoing o = {0};
+    bt_outgoing_start(&o);
+    p->next_ping = p->next_ping * 6364136223846793005u + 1442695040888963407u;
+    uint64_t id = p->next_ping ^ p->next_ping >> 29;
+    peer->ping = id ? id : 1;
+    peer->ping_bytes = peer->sent_bytes;
+    bt_write_empty(&o.w, BT_PING, peer->ping);
+    bt_message *m = bt_outgoing_take(&o);
+    peer->trouble =
+        m == NULL ? ENOMEM : bt_message_send(m, p->router, peer->identity, peer->identity_bytes);
+    if (m != NULL) bt_message_drop(m);
+    bt_outgoing_free(&o);
+}
+
+void bt_plane_pong(bt_plane *p, bt_peer *peer, uint64_t id)
+{
+    if (id == 0 || id != peer->ping) return;
+    peer->read_bytes = peer->ping_bytes;
+    peer->ping = 0;
+    mark_dirty(p, peer);
+}
+
+/* Sends what the peer may have now. Sets its trouble if it is as good as gone. */
+static void send_queue(bt_plane *p, bt_peer *peer)
+{
+    if (peer->trouble == 0 && peer != p->local) ask_for_pong(p, peer);
+    while (peer->queue != NULL && peer->trouble == 0 && may_send(p, peer)) {
+        bt_message *m = dequeue(peer);
+        if (peer == p->local) {
+            bt_plane_event(p, BT_EVENT_LOCAL, NULL, NULL, m);
+            continue;
+        }
+        peer->sent_bytes += cost(m);
+        peer->trouble = bt_message_send(m, p->router, peer->identity, peer->identity_bytes);
+        bt_message_drop(m);
+        if (peer->trouble == 0) ask_for_pong(p, peer);
+    }
+    if (peer->role != BT_ROLE_CLIENT || peer == p->local) return;
+    /* The first of the queue is let be whatever its size: an answer cannot be smaller. */
+    if (peer->queue != NULL && peer->queued_bytes - cost(peer->queue) > p->max_unread_bytes - window(p))
+        peer->trouble = EAGAIN;
+    if (peer->trouble == EAGAIN || peer->trouble == ENOMEM) cut_off(p, peer);
 }
 
 bt_outgoing *bt_peer_post(bt_plane *p, bt_peer *peer)
 {
-    if (!peer->dirty) {
-        peer->dirty = 1;
-        peer->next_dirty = p->dirty;
-        p->dirty = peer;
-    }
-    bt_writer *w = &peer->out.w;
-    if (w->records >= PACKET_RECORDS || w->bytes >= PACKET_BYTES || peer->out.frames >= PACKET_FRAMES)
+    const bt_outgoing *o = &peer->out;
+    mark_dirty(p, peer);
+    if (o->w.records >= PACKET_RECORDS || o->w.bytes + o->frame_bytes >= PACKET_BYTES || o->frames >= PACKET_FRAMES) {
         seal(p, peer);
+        /* Not all in one go at the end of the turn: that has no bound. */
+        if (peer->queued_bytes > window(p)) send_queue(p, peer);
+    }
+    if (peer->trouble != 0) bt_outgoing_start(&peer->out); /* it leaves: nobody will read it */
     return &peer->out;
 }
 
@@ -128,43 +234,17 @@ void bt_plane_put(bt_plane *p, uint64_t client, bt_message *message)
         if (peer->number != client || peer->gone) continue;
         bt_peer_post(p, peer);
         if (peer->out.w.records > 0) seal(p, peer);
-        bt_message **at = &peer->sealed;
-        while (*at != NULL) at = &(*at)->next;
+        if (peer->trouble != 0) return;
         bt_message_keep(message);
-        *at = message;
+        enqueue(peer, message);
         return;
     }
 }
 
-static void cut_off(bt_plane *p, const bt_peer *peer)
+int bt_plane_holds(const bt_plane *p)
 {
-    p->cut_off++;
-    bt_cut *cut = calloc(1, sizeof *cut);
-    if (cut == NULL) return;
-    memcpy(cut->identity, peer->identity, peer->identity_bytes);
-    cut->identity_bytes = peer->identity_bytes;
-    cut->next = p->cut;
-    p->cut = cut;
-    p->cut_retry_ns = bt_now_ns() + CUT_RETRY_NS;
-}
-
-/* 0 if everything for the peer was taken; else it is as good as gone. */
-static int send_peer(bt_plane *p, bt_peer *peer)
-{
-    while (peer->sealed != NULL) {
-        bt_message *m = peer->sealed;
-        peer->sealed = m->next;
-        m->next = NULL;
-        if (peer == p->local) {
-            bt_plane_event(p, BT_EVENT_LOCAL, NULL, NULL, m);
-            continue;
-        }
-        int error = bt_message_send(m, p->router, peer->identity, peer->identity_bytes);
-        bt_message_drop(m);
-        if (error == 0) continue;
-        if (error == EAGAIN && peer->role == BT_ROLE_CLIENT) cut_off(p, peer);
-        return error;
-    }
+    for (const bt_peer *peer = p->peers; peer != NULL; peer = peer->next)
+        if (peer->queue != NULL && !peer->gone) return 1;
     return 0;
 }
 
@@ -182,8 +262,10 @@ int bt_plane_flush(bt_plane *p)
             }
             *at = peer->next_dirty;
             peer->dirty = 0;
-            if (peer->out.w.records > 0 || peer->out.w.failed) seal(p, peer);
-            if (peer->gone || send_peer(p, peer) == 0) continue;
+            if (peer->trouble == 0 && (peer->out.w.records > 0 || peer->out.w.failed)) seal(p, peer);
+            if (peer->gone) continue;
+            send_queue(p, peer);
+            if (peer->trouble == 0) continue;
             bt_plane_leave(p, peer);
             lost = 1;
             at = &p->dirty; /* leaving may have changed the list */
@@ -212,28 +294,4 @@ void bt_plane_reply(bt_plane *p, const void *identity, size_t bytes, uint16_t co
         bt_message_drop(m);
     }
     bt_outgoing_free(&o);
-}
-
-void bt_plane_retry_cut(bt_plane *p, int64_t now_ns)
-{
-    bt_cut **at = &p->cut;
-    if (p->cut == NULL || now_ns < p->cut_retry_ns) return;
-    bt_outgoing o = {0};
-    bt_wire_error error = bt_plain_error(BT_E_UNREACHABLE, "cut off: the client did not read its answers");
-    while (*at != NULL) {
-        bt_cut *cut = *at;
-        bt_outgoing_start(&o);
-        bt_write_error(&o.w, 0, &error);
-        bt_message *m = bt_outgoing_take(&o);
-        int failed = m == NULL ? EAGAIN : bt_message_send(m, p->router, cut->identity, cut->identity_bytes);
-        if (m != NULL) bt_message_drop(m);
-        if (failed == EAGAIN) {
-            at = &cut->next;
-            continue;
-        }
-        *at = cut->next; /* told, or gone */
-        free(cut);
-    }
-    bt_outgoing_free(&o);
-    p->cut_retry_ns = now_ns + CUT_RETRY_NS;
 }

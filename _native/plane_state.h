@@ -29,7 +29,12 @@ typedef struct bt_peer {
     int gone;                     /* left; freed at the end of the turn */
     uint32_t calls;               /* head of its list in the ledger */
     bt_outgoing out;
-    bt_message *sealed;           /* full packets that leave before `out` */
+    bt_message *queue, **queue_end; /* full packets that leave before `out` */
+    uint64_t queued_bytes;        /* of those */
+    int trouble;                  /* errno of what could not be sent: leaves at the end of the turn */
+    /* a client's: what it was sent, and what it is known to have read */
+    uint64_t sent_bytes, read_bytes;
+    uint64_t ping, ping_bytes;    /* id of the PING that is out, 0: none; what was sent before it */
     /* a worker's */
     struct bt_peer *next_worker;
     char token[BT_TOKEN_BYTES];
@@ -50,13 +55,6 @@ typedef struct bt_command {
     int64_t number;
 } bt_command;
 
-/* A client that was cut off, until it could be told. */
-typedef struct bt_cut {
-    struct bt_cut *next;
-    uint8_t identity[BT_IDENTITY_BYTES];
-    size_t identity_bytes;
-} bt_cut;
-
 typedef enum { BT_OPEN, BT_DRAINING, BT_ENDED } bt_plane_state;
 
 typedef struct {
@@ -72,6 +70,7 @@ struct bt_plane {
     bt_scheduler *scheduler;
     int64_t run_timeout_ns;
     int64_t max_queue_rows;
+    uint64_t max_unread_bytes;
 
     pthread_mutex_t lock;         /* held for a turn: everything below up to the queues */
     bt_plane_state state;
@@ -79,13 +78,11 @@ struct bt_plane {
     bt_peer *peers, *workers, *dirty, *local;
     int someone_gone;             /* peers to be freed at the end of the turn */
     bt_peer *bucket[BT_BUCKETS];  /* by hash of the identity */
-    uint64_t next_number, clock;
+    uint64_t next_number, clock, next_ping;
     uint64_t dropped, cut_off;
     int drained_told;
     bt_message *failing;          /* an ERROR record for every call, or NULL */
     int64_t until_ns;             /* the scheduler's */
-    int64_t cut_retry_ns;
-    bt_cut *cut;
     bt_inbox inbox, monitor_inbox;
     bt_checked *checked;          /* scratch: records of one message */
     uint32_t checked_capacity;
@@ -110,7 +107,8 @@ void bt_peer_slots(const bt_plane *p, int64_t *idle, int64_t *total);
 bt_peer *bt_peer_free_worker(bt_plane *p);
 int bt_plane_flush(bt_plane *p);                        /* 1 if a peer was lost on the way */
 void bt_plane_reply(bt_plane *p, const void *identity, size_t bytes, uint16_t code, const char *text);
-void bt_plane_retry_cut(bt_plane *p, int64_t now_ns);
+void bt_plane_pong(bt_plane *p, bt_peer *peer, uint64_t id);
+int bt_plane_holds(const bt_plane *p);                  /* whether something waits for a client to read */
 void bt_plane_event(bt_plane *p, bt_event_kind kind, const char *token, const char *why, bt_message *message);
 void bt_plane_ask(bt_plane *p, uint64_t client, uint64_t request);
 void bt_plane_put(bt_plane *p, uint64_t client, bt_message *message); /* keeps it, for the end of the turn */

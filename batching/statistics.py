@@ -64,6 +64,8 @@ class Statistics:
         groups: distinct keys seen: calls of different keys are never joined, and a key
             that changes with every call ends batching.
         workers_ready: workers whose ``_setup`` is done.
+        clients_cut_off: connections that were given up because they did not read their answers.
+        messages_dropped: messages and records of peers that broke the protocol or came too late.
         policy: what was learned.
     """
 
@@ -81,11 +83,13 @@ class Statistics:
     release_reasons: Mapping[str, int]
     groups: int
     workers_ready: int
+    clients_cut_off: int = 0
+    messages_dropped: int = 0
     policy: PolicyStatistics
 
     @classmethod
     def from_numbers(cls, numbers: Mapping[str, Any]) -> Statistics:
-        """From a scheduler's numbers, with ``groups`` and ``workers_ready`` beside them."""
+        """From a scheduler's numbers, with what its driver counts beside them."""
         values = {field.name: numbers[field.name] for field in fields(cls) if field.name in numbers}
         values["batch_rows"] = tuple(numbers["batch_rows"])
         values["release_reasons"] = numbers["released"]

@@ -27,14 +27,15 @@ from typing import Any
 
 import zmq
 
-from .._native.scheduler import Scheduler
 from ..errors import RunnerError
+from .backlog import Backlog
 from .buffers import join
 from .failures import model_failure
 from .ledger import Ending, Entry, Ledger, Part
 from .mailbox import Mailbox
 from .peers import Client, Peers, Running, Worker
 from .router import Router, source_fd
+from .serving import Counters, Serving
 from .wire import (
     NONE,
     VERSION,
@@ -52,37 +53,15 @@ from .wire import (
     parse,
 )
 
-__all__ = ["Counters", "Dispatcher", "Hooks"]
+__all__ = ["Dispatcher"]
 
 _NS_PER_MS = 1_000_000
 # Limits on what peers may claim of themselves.
 _LONGEST_BUDGET_NS = 2**61
 _MOST_CREDITS = 1_024
-
-
-class Hooks:
-    """What a dispatcher tells its owner. All of them are called in its thread."""
-
-    def worker_ready(self, token: str) -> None:
-        """The supervised worker greeted."""
-
-    def kill_worker(self, token: str, why: str) -> None:
-        """The supervised worker hangs or lost its connection. `worker_died` is awaited."""
-
-    def settle_turn(self) -> None:
-        """The outcomes of this turn are complete."""
-
-    def rekey(self, call: Rows) -> Rows:
-        """A call of a client that could not group it itself."""
-        return call
-
-
-class Counters:
-    """What went wrong on the wire, ever."""
-
-    def __init__(self) -> None:
-        self.dropped = 0  # packets and records without a meaning here
-        self.cut_off = 0  # clients that did not read
+# How long an ending dispatcher waits for clients to read what it has for them; then
+# libzmq goes on with what it was given, for as long again.
+_LINGER_NS = 500 * _NS_PER_MS
 
 
 class _State(enum.Enum):
@@ -94,39 +73,25 @@ class _State(enum.Enum):
 class Dispatcher:
     """Serves one runner at one or more endpoints.
 
-    Args:
-        name: the runner's; a peer that greets for another is refused.
-        description: JSON for WELCOME.
-        scheduler: fresh, owned by the dispatcher from here on.
-        run_timeout_ms: a worker whose batch takes longer is killed; None: never.
-
     `submit`, `cancel` and the other public methods may be called from any thread.
     """
 
-    def __init__(
-        self,
-        name: str,
-        description: bytes,
-        scheduler: Scheduler,
-        hooks: Hooks,
-        *,
-        max_queue_rows: int,
-        run_timeout_ms: float | None = None,
-    ) -> None:
+    def __init__(self, serving: Serving) -> None:
         self.endpoint = ""
         self.counters = Counters()
-        self._name = name
-        self._description = description
-        self._hooks = hooks
-        self._run_timeout_ms = run_timeout_ms
-        self._ledger = Ledger(scheduler, max_queue_rows)
+        self._name = serving.name
+        self._description = serving.description
+        self._hooks = serving.hooks
+        self._run_timeout_ms = serving.run_timeout_ms
+        self._max_unread_bytes = serving.max_unread_bytes
+        self._ledger = Ledger(serving.scheduler, serving.max_queue_rows)
         self._peers = Peers()
         self._mailbox = Mailbox()
         self._state = _State.OPEN
         self._gate = threading.Lock()  # between the last post and the end of taking them
         self._drained: Future[None] = Future()
         self._router = Router()
-        self._thread = threading.Thread(target=self._serve, name=f"batching-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name=f"batching-{serving.name}", daemon=True)
         self._failing: Failure | None = None
 
     # ---- any thread ------------------------------------------------------------
@@ -310,7 +275,9 @@ class Dispatcher:
                     self._hand_back(peer)
                 self._leave(peer)
             case Plain(type=Type.PONG):
-                pass
+                if isinstance(peer, Client):
+                    peer.backlog.pong(record.id)
+                    self._advance(peer)
             case _:
                 self.counters.dropped += 1
 
@@ -326,7 +293,7 @@ class Dispatcher:
         self._read_ended()
         peer = self._peers.get(identity)
         if peer is None:
-            peer = _newcomer(identity, fd, hello)
+            peer = _newcomer(identity, fd, hello, self._max_unread_bytes)
             self._peers.add(peer)
             if isinstance(peer, Worker) and peer.token:
                 self._hooks.worker_ready(peer.token)
@@ -501,18 +468,39 @@ class Dispatcher:
         return lost
 
     def _send(self, peer: Client | Worker, packet: Packet) -> bool:
-        problem = self._router.send(peer.identity, packet)
-        if not problem:
+        if isinstance(peer, Client):
+            peer.backlog.put(packet.frames())
+            return self._advance(peer)
+        if not self._router.send(peer.identity, packet.frames()):
             return True
-        self.counters.cut_off += problem == "full"
         self._leave(peer)
         return False
 
-    def _reply(self, identity: bytes, record: Record) -> None:
-        """To somebody who is no peer: whether it arrives is not our concern."""
+    def _advance(self, client: Client) -> bool:
+        """Sends what the client may have now. False if it is gone, or cut off."""
+        backlog, problem = client.backlog, ""
+        while not problem:
+            if ping := backlog.ask():
+                problem = self._reply(client.identity, Plain(Type.PING, ping))
+            elif frames := backlog.take():
+                problem = self._router.send(client.identity, frames)
+            else:
+                break
+        if not problem and not backlog.overdue:
+            return True
+        if problem != "gone" and self._peers.get(client.identity) is client:
+            self.counters.cut_off += 1
+            text = "cut off: the client did not read its answers"
+            self._reply(client.identity, Failure(0, Code.UNREACHABLE, text))
+        self._leave(client)
+        return False
+
+    def _reply(self, identity: bytes, record: Record) -> str:
+        """A message of its own, past any backlog. To somebody who is no peer: whether it
+        arrives is not our concern."""
         packet = Packet()
         packet.add(record)
-        self._router.send(identity, packet)
+        return self._router.send(identity, packet.frames())
 
     # ---- posts and the end -----------------------------------------------------------
 
@@ -534,6 +522,8 @@ class Dispatcher:
     def _numbers(self) -> dict[str, Any]:
         numbers = self._ledger.scheduler.statistics()
         numbers["groups"] = self._ledger.groups_seen
+        numbers["messages_dropped"] = self.counters.dropped
+        numbers["clients_cut_off"] = self.counters.cut_off
         numbers["workers_ready"] = sum(worker.present for worker in self._peers.workers)
         return numbers
 
@@ -558,8 +548,21 @@ class Dispatcher:
         self._hooks.settle_turn()
         if not self._drained.done():
             self._drained.set_result(None)
+        with suppress(Exception):
+            self._linger()
         self._mailbox.close()
         self._router.close()
+
+    def _linger(self) -> None:
+        """Gives clients that are behind a moment to read what waits for them."""
+        poller = zmq.Poller()
+        self._router.register(poller)
+        until_ns = time.monotonic_ns() + _LINGER_NS
+        while self._peers.waiting() and (left_ns := until_ns - time.monotonic_ns()) > 0:
+            poller.poll(-(-left_ns // _NS_PER_MS))
+            self._read_messages()
+            self._read_ended()
+            self._flush()
 
 
 class _RemoteOrigin:
@@ -589,9 +592,9 @@ class _RemoteOrigin:
             self._post(self._client, dataclasses.replace(failure, id=self._id))
 
 
-def _newcomer(identity: bytes, fd: int, hello: Greeting) -> Client | Worker:
+def _newcomer(identity: bytes, fd: int, hello: Greeting, max_unread_bytes: int) -> Client | Worker:
     if hello.role == Role.CLIENT:
-        return Client(identity, fd)
+        return Client(identity, fd, backlog=Backlog(max_unread_bytes))
     credit = min(max(hello.credits, 1), _MOST_CREDITS)
     return Worker(identity, fd, credits=credit, token=_token(hello), pid=hello.pid)
 

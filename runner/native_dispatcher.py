@@ -12,10 +12,10 @@ from ..errors import RunnerClosed
 from ..options import BatchOptions
 from ..payloads import Fixed, Var
 from . import native
-from .dispatcher import Counters, Hooks
 from .failures import error_of
 from .recipe import CallSignature
 from .router import Router
+from .serving import Counters, Serving
 from .wire import Failure, Rows, Type
 
 __all__ = ["NativeDispatcher"]
@@ -27,25 +27,18 @@ _NEVER = -1
 class NativeDispatcher:
     """`Dispatcher`, on a thread that needs no GIL. A second thread hears of what Python has to know.
 
-    Args and methods: as `Dispatcher`; calls of this process come through `engine`.
+    Methods: as `Dispatcher`; calls of this process come through `engine`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        description: bytes,
-        scheduler: Scheduler,
-        hooks: Hooks,
-        *,
-        max_queue_rows: int,
-        run_timeout_ms: float | None = None,
-    ) -> None:
+    def __init__(self, serving: Serving) -> None:
+        name = serving.name
         self.endpoint = ""
-        self._hooks = hooks
+        self._hooks = serving.hooks
         self._router = Router()
         self._plane = native.plane.Plane(
-            name, description, *self._router.sockets, scheduler,
-            max_queue_rows=max_queue_rows, run_timeout_ns=_timeout_ns(run_timeout_ms),
+            name, serving.description, *self._router.sockets, serving.scheduler,
+            max_queue_rows=serving.max_queue_rows, run_timeout_ns=_timeout_ns(serving.run_timeout_ms),
+            max_unread_bytes=serving.max_unread_bytes,
         )  # fmt: skip
         self._pipe: native.pipe.Pipe | None = None
         self._drained = threading.Event()
@@ -154,7 +147,7 @@ class NativeDispatcher:
 
 def _numbers(scheduler: Scheduler, counters: tuple[int, int, int, int, int]) -> dict[str, Any]:
     numbers = scheduler.statistics()
-    numbers["workers_ready"] = counters[2]
+    numbers["messages_dropped"], numbers["clients_cut_off"], numbers["workers_ready"] = counters[:3]
     numbers["groups"] = counters[4]
     return numbers
 

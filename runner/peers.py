@@ -5,10 +5,14 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
+from .backlog import Backlog
 from .ledger import Entry
 from .wire import Packet, Record
 
 __all__ = ["Client", "Peer", "Peers", "Running", "Worker"]
+
+# A packet is sent on once it holds so much, its frames included.
+PACKET_BYTES = 1 << 20
 
 # 0 is the process that owns the dispatcher.
 _numbers = itertools.count(1)
@@ -21,7 +25,7 @@ class Peer:
 
     identity: bytes
     fd: int
-    number: int = field(default_factory=lambda: next(_numbers))
+    number: int = field(default_factory=lambda: next(_numbers), init=False)
     packet: Packet | None = None  # what is to leave at the end of this turn
 
 
@@ -29,6 +33,7 @@ class Peer:
 class Client(Peer):
     """A process that calls. `calls` are those without an outcome, by its own ids."""
 
+    backlog: Backlog = field(kw_only=True)
     calls: dict[int, Entry] = field(default_factory=dict)
 
 
@@ -113,7 +118,9 @@ class Peers:
         """Adds a record to what leaves for the peer at the end of this turn. Returns
         the packet that is full before it, if one is."""
         full = []
-        if peer.packet is not None and not peer.packet.fits(record):
+        if peer.packet is not None and (
+            peer.packet.size_bytes >= PACKET_BYTES or not peer.packet.fits(record)
+        ):
             full.append(peer.packet)
             peer.packet = None
         if peer.packet is None:
@@ -121,6 +128,10 @@ class Peers:
             self._dirty.append(peer)
         peer.packet.add(record)
         return full
+
+    def waiting(self) -> bool:
+        """Whether something waits for a client to read."""
+        return any(isinstance(peer, Client) and peer.backlog for peer in self)
 
     def outgoing(self) -> list[tuple[Client | Worker, Packet]]:
         """What is to leave now; each packet is handed out once."""

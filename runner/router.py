@@ -5,19 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from .wire import Packet
+from .wire import Bytes
 
 __all__ = ["Router", "source_fd"]
 
-# Messages to one peer that may wait in libzmq. A worker never has more than its credits
-# out. A client that is this many behind does not read: it is cut off, so that its memory
-# is bounded; each of its messages holds all answers of one turn.
-_SEND_HIGH_WATER = 1_000
+# Messages to one peer that may wait in libzmq: more than a client's backlog lets through
+# and than a worker has credits. Only who never reads what it has asked for in other ways
+# comes to it, and gets no more.
+_SEND_HIGH_WATER = 20_000
 # Messages from one peer that may wait before its own socket stops taking more: the
 # queue's bound, max_queue_rows, answers calls that come faster than they are served.
 _RECEIVE_HIGH_WATER = 10_000
@@ -87,10 +87,10 @@ class Router:
                 return
             yield int(event["value"])
 
-    def send(self, identity: bytes, packet: Packet) -> str:
+    def send(self, identity: bytes, frames: Sequence[Bytes]) -> str:
         """ "" if it is on its way; else why not: "full" or "gone"."""
         try:
-            self._socket.send_multipart([identity, *packet.frames()], zmq.NOBLOCK, copy=False)
+            self._socket.send_multipart([identity, *frames], zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return "full"
         except zmq.ZMQError:  # EHOSTUNREACH

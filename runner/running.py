@@ -22,7 +22,7 @@ from ..options import BatchOptions
 from ..statistics import Statistics
 from .buffers import contiguous
 from .client import engine_on, new_link
-from .dispatcher import Dispatcher, Hooks
+from .dispatcher import Dispatcher
 from .encoding import to_encoded
 from .endpoints import PrivateDirectory, allows_pickle
 from .failures import error_of
@@ -31,6 +31,7 @@ from .native import native_plane
 from .native_dispatcher import NativeDispatcher
 from .outcomes import Outcomes, Outgoing, prepare
 from .recipe import CallSignature, described, pickled, signature_of
+from .serving import Hooks, Serving
 from .supervisor import Death, Supervisor, WorkerPlan
 from .wire import Buffer, Code, Failure, Rows
 
@@ -58,11 +59,17 @@ class RunningService(Hooks):
         self._directory = PrivateDirectory() if endpoint is None else None
         # The hook that groups a call of a client without the runner's class needs the GIL.
         native = native_plane() and not self._signature.grouped
-        self._dispatcher: Dispatcher | NativeDispatcher = (NativeDispatcher if native else Dispatcher)(
-            runner.name, described(runner, options),
-            _scheduler(options, batches=isinstance(runner, Handle)), self,
-            max_queue_rows=options.max_queue_rows, run_timeout_ms=options.run_timeout_ms,
-        )  # fmt: skip
+        serving = Serving(
+            name=runner.name,
+            description=described(runner, options),
+            scheduler=_scheduler(options, batches=isinstance(runner, Handle)),
+            hooks=self,
+            max_queue_rows=options.max_queue_rows,
+            run_timeout_ms=options.run_timeout_ms,
+        )
+        self._dispatcher: Dispatcher | NativeDispatcher = (
+            NativeDispatcher(serving) if native else Dispatcher(serving)
+        )
         try:
             self.endpoint = self._dispatcher.bind(
                 self._directory.endpoint if self._directory else str(endpoint)

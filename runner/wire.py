@@ -229,10 +229,15 @@ class Packet:
         self._frame_bytes = 0
         self.records = 0
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all frames."""
+        return self._inline_bytes + self._frame_bytes
+
     def fits(self, record: Record) -> bool:
         """Whether one more record keeps the limits of one message."""
-        size = self._inline_bytes + self._frame_bytes + _size_bound(record)
-        return self.records < MAX_RECORDS and size <= MAX_MESSAGE_BYTES
+        size_bytes = self.size_bytes + _size_bound(record)
+        return self.records < MAX_RECORDS and size_bytes <= MAX_MESSAGE_BYTES
 
     def add(self, record: Record) -> None:
         if isinstance(record, Rows):

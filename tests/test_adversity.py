@@ -8,6 +8,7 @@ import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import models
 import numpy as np
@@ -27,7 +28,7 @@ from batching import (
     connect,
     runner_service,
 )
-from batching.runner import router
+from batching.runner import router, running
 from batching.runner.wire import Buffer, Greeting, Packet, Plain, Role, Rows, Type, parse
 from batching.signature import Signature
 
@@ -438,23 +439,66 @@ def test_the_calls_of_a_client_that_is_gone_leave_the_queue(test):
         assert blocker.result() == 1
 
 
-def test_a_client_that_never_reads_is_cut_off_and_the_others_are_served():
-    runner = models.Echo(options=BatchOptions(max_batch_size=1))  # one message an answer
-    with runner_service(runner) as service:
+@pytest.fixture
+def little_room(monkeypatch):
+    """A client may have 8 MiB of its answers unread."""
+    monkeypatch.setattr(running, "Serving", partial(running.Serving, max_unread_bytes=8 << 20))
+
+
+@pytest.mark.parametrize("size", [100, 16_000, 600_000])
+def test_a_client_that_never_reads_is_cut_off_and_the_others_are_served(little_room, size):
+    with runner_service(models.Echo()) as service:
         deaf = RawPeer(service.endpoint, receive_high_water=1)
         deaf.say(Greeting(Type.HELLO, Role.CLIENT, "Echo"))
         dispatcher = service._running._dispatcher
-        big = np.zeros(16_000, np.uint8)  # so that the kernel's buffers fill up too
-        key = key_of(big)
+        item = np.zeros(size, np.uint8)
+        key = key_of(item)
         id_ = 0
         while not dispatcher.counters.cut_off:
-            for _ in range(100):
-                id_ += 1
-                deaf.say(Rows(Type.CALL, id_, 1, key, [Buffer(big.nbytes, [big.data])]))
+            id_ += 1
+            # Each on its own, so that it is answered in a message of its own.
+            deaf.say(Rows(Type.CALL, id_, 1, key, [Buffer(item.nbytes, [item.data])]))
             assert service.run(id_) == id_
-            assert id_ < 50_000
+            assert id_ * max(size, 4_000) < 10 << 20
         assert service.run("still there") == "still there"
+        assert service.statistics().clients_cut_off == 1
+        # What it finds when it reads after all: the little that was on its way, and why no more came.
+        seen = 0
+        while (record := deaf.hear()[0]).type != Type.ERROR:
+            seen += record.type == Type.ANSWER
+        assert seen * size <= (1 << 20) + size
+        assert "did not read" in record.message
         deaf.close()
+
+
+def test_clients_that_read_get_any_number_of_bytes(little_room):
+    item = np.zeros(1 << 20, np.uint8)
+    with runner_service(models.Echo()) as service, connect(service.endpoint, "Echo") as handle:
+        for _ in range(20):
+            assert handle.run(item).nbytes == item.nbytes
+        assert service._running._dispatcher.counters.cut_off == 0
+
+
+def test_answers_for_a_client_that_is_behind_come_in_order_also_after_the_end(little_room):
+    size = 1 << 17
+    with runner_service(models.Echo(options=BatchOptions(max_batch_size=1))) as service:
+        peer = RawPeer(service.endpoint)
+        peer.greet("Echo")
+        item = np.zeros(size, np.uint8)
+        key = key_of(item)
+        peer.say(*(Rows(Type.CALL, id_, 1, key, [Buffer(size, [item.data])]) for id_ in range(1, 21)))
+        wait_until(lambda: service.statistics().answered == 20, "the answers")
+        stopping = Caller(service.stop)
+        ids = []
+        while (records := peer.hear())[-1].type != Type.BYE:
+            for record in records:
+                if record.type == Type.PING:
+                    peer.say(Plain(Type.PONG, record.id))
+                else:
+                    ids.append(record.id)
+        assert ids + [r.id for r in records[:-1]] == list(range(1, 21))
+        stopping.result()
+        peer.close()
 
 
 def test_a_worker_on_another_machine_that_freezes_is_noticed_by_its_heartbeat(monkeypatch, tmp_path):

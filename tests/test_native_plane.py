@@ -37,6 +37,7 @@ class Peer:
         self.socket.rcvtimeo = 10_000
         self.socket.connect(endpoint)
         self.records = []
+        self.says_pong = True
 
     def send(self, *records):
         self.socket.send_multipart(wire.pack(records))
@@ -49,8 +50,13 @@ class Peer:
         while not self.records:
             records, broken, _ = wire.parse(self.socket.recv_multipart())
             assert broken is None
-            self.records = records
+            self.records = [record for record in records if not self._pinged(record)]
         return self.records.pop(0)
+
+    def _pinged(self, record):
+        if record[0] == PING and self.says_pong:
+            self.send((PONG, record[1], None))
+        return record[0] == PING
 
     def call(self, *ids, rows=1, budget_ns=-1, value=None, key=KEY):
         self.send(
@@ -83,14 +89,15 @@ class Service:
         self.router = context.socket(zmq.ROUTER)
         self.router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.router.setsockopt(zmq.LINGER, 0)
-        self.router.setsockopt(zmq.SNDHWM, options.pop("send_high_water", 1000))
+        self.router.setsockopt(zmq.SNDHWM, 20_000)
         self.monitor = self.router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.router.bind(endpoint)
         self.endpoint = endpoint
         timeout_ns = options.pop("run_timeout_ns", -1)
+        limits = {name: options.pop(name) for name in ("max_unread_bytes",) if name in options}
         self.scheduler = Scheduler(**{"rule": "greedy", **options})
         self.plane = Plane(
-            "model", b"{}", self.router, self.monitor, self.scheduler, run_timeout_ns=timeout_ns
+            "model", b"{}", self.router, self.monitor, self.scheduler, run_timeout_ns=timeout_ns, **limits
         )
         self.thread = threading.Thread(target=self.plane.run)
         self.thread.start()
@@ -113,6 +120,9 @@ class Service:
     def event(self):
         (event,) = self.plane.events()
         return event
+
+    def cut_off(self):
+        return self.plane.query(lambda scheduler, counters: counters[1])
 
     def dropped(self):
         return self.plane.query(lambda scheduler, counters: counters[0])
@@ -503,27 +513,100 @@ def test_a_client_that_leaves_frees_its_place_in_the_queue(start):
     assert client.outcome() == (2, [2])
 
 
-def test_a_client_that_does_not_read_is_cut_off_and_told(start):
-    service = start(send_high_water=2, max_batch_rows=1)
-    worker = service.worker()
-    deaf = service.peer()
-    deaf.greet(CLIENT)
-    big = bytes(1_000_000)
-    for id_ in range(1, 4_000):
-        deaf.send((CALL, id_, (-1, 1, 1, 0, b"big", b"", [(len(big), None, big)])))
+MEGABYTE = 1 << 20
+
+
+def big_call(id_):
+    return CALL, id_, (-1, 1, 1, 0, b"big", b"", [(MEGABYTE, None, bytes(MEGABYTE))])
+
+
+def answer_until_cut_off(service, worker, deaf):
+    """Calls with answers of a megabyte that nobody reads; how many until it was cut off."""
+    for id_ in range(1, 100):
+        deaf.send(big_call(id_))
         worker.reply(worker.next())
         worker.send((PING, 1, None))
-        assert worker.next()[0] == PONG
-        if service.plane.query(lambda _, counters: counters[1]):
-            break
-    told = deaf.next()
-    while told[0] == ANSWER:
-        told = deaf.next()
+        while worker.next()[0] != PONG:
+            pass
+        if service.cut_off():
+            return id_
+    raise AssertionError("never cut off")
+
+
+def test_a_client_that_does_not_read_is_cut_off_at_so_many_bytes_and_told(start):
+    service = start(max_unread_bytes=16 * MEGABYTE)
+    deaf, worker = service.client(), service.worker()
+    deaf.says_pong = False
+    # One more than the limit may wait, and one message may be above the window.
+    assert 12 <= answer_until_cut_off(service, worker, deaf) <= 18
+    # What had not left is gone: libzmq held no more than the window, and one message.
+    answers = 0
+    while (told := deaf.next())[0] == ANSWER:
+        answers += 1
+    assert 1 <= answers <= 3
     assert (told[0], told[1], told[2][0]) == (ERROR, 0, UNREACHABLE)
     client = service.client()
     client.call(1)
     worker.reply(worker.next())
     assert client.outcome() == (1, [1])
+
+
+def test_a_client_that_reads_gets_any_number_of_bytes(start):
+    service = start(max_unread_bytes=4 * MEGABYTE)
+    client, worker = service.client(), service.worker()
+    for id_ in range(1, 13):
+        client.send(big_call(id_))
+        worker.reply(worker.next())
+        assert client.next()[:2] == (ANSWER, id_)
+    assert service.cut_off() == 0
+
+
+def test_answers_wait_for_a_client_that_is_behind_and_come_in_order(start):
+    service = start(max_unread_bytes=16 * MEGABYTE)
+    client, other, worker = service.client(), service.client(), service.worker()
+    for id_ in range(1, 9):
+        client.send(big_call(id_))
+        worker.reply(worker.next())
+    other.call(1)
+    worker.reply(worker.next())
+    assert other.outcome() == (1, [1])
+    assert [client.next()[1] for _ in range(8)] == list(range(1, 9))
+    assert service.cut_off() == 0
+
+
+def test_a_client_that_says_pong_without_having_read_is_cut_off_all_the_same(start):
+    service = start(max_unread_bytes=8 * MEGABYTE)
+    deaf, worker = service.client(), service.worker()
+    deaf.says_pong = False
+    deaf.send(*((PONG, id_, None) for id_ in (0, 1, MEGABYTE, 2**64 - 1)))
+    assert answer_until_cut_off(service, worker, deaf) <= 10
+
+
+def test_a_client_whose_small_answers_pile_up_is_cut_off_too(start):
+    service = start(max_unread_bytes=MEGABYTE)
+    deaf = service.client()
+    deaf.says_pong = False
+    pings = 0
+    watcher = service.client()
+    while not service.cut_off():
+        deaf.send((PING, 1, None))
+        watcher.send((PING, 1, None))
+        watcher.next()
+        pings += 1
+    assert pings < 1_000
+
+
+def test_what_waits_for_a_client_that_is_behind_is_sent_before_the_end(start):
+    service = start(max_unread_bytes=MEGABYTE // 2)
+    client, worker = service.client(), service.worker()
+    calls = [(CALL, id_, (-1, 1, 1, 0, b"big", b"", [(65_536, None, bytes(65_536))])) for id_ in range(1, 5)]
+    for call in calls:
+        client.send(call)
+        worker.reply(worker.next())
+    worker.send((PING, 1, None))
+    assert worker.next()[0] == PONG
+    service.plane.end(failure(CLOSED, b"stopped"))
+    assert [client.next()[:2] for _ in range(5)] == [*((ANSWER, id_) for id_ in range(1, 5)), (BYE, 0)]
 
 
 def test_calls_of_the_own_process_take_the_same_path(service):

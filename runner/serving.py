@@ -1,0 +1,59 @@
+"""Serving: what a dispatcher, native or plain, is told at its start; and what it tells back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .._native.scheduler import Scheduler
+from .backlog import MAX_UNREAD_BYTES
+from .wire import Rows
+
+__all__ = ["Counters", "Hooks", "Serving"]
+
+
+class Hooks:
+    """What a dispatcher tells its owner. All of them are called in its thread."""
+
+    def worker_ready(self, token: str) -> None:
+        """The supervised worker greeted."""
+
+    def kill_worker(self, token: str, why: str) -> None:
+        """The supervised worker hangs or lost its connection. `worker_died` is awaited."""
+
+    def settle_turn(self) -> None:
+        """The outcomes of this turn are complete."""
+
+    def rekey(self, call: Rows) -> Rows:
+        """A call of a client that could not group it itself."""
+        return call
+
+
+class Counters:
+    """What went wrong on the wire, ever."""
+
+    def __init__(self) -> None:
+        self.dropped = 0  # packets and records without a meaning here
+        self.cut_off = 0  # clients that did not read
+
+
+@dataclass(slots=True, kw_only=True)
+class Serving:
+    """One runner, as a dispatcher serves it.
+
+    Attributes:
+        name: the runner's; a peer that greets for another is refused.
+        description: JSON for WELCOME.
+        scheduler: fresh, owned by the dispatcher from here on.
+        hooks: who hears of workers.
+        max_queue_rows: the scheduler's, for messages.
+        run_timeout_ms: a worker whose batch takes longer is killed; None: never.
+        max_unread_bytes: a client that has more of its answers unread is cut off.
+    """
+
+    name: str
+    description: bytes
+    scheduler: Scheduler
+    hooks: Hooks
+    max_queue_rows: int
+    run_timeout_ms: float | None = None
+    max_unread_bytes: int = MAX_UNREAD_BYTES
