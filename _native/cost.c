@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* How many batches the model remembers: it follows a slow drift within about as many. */
@@ -12,10 +13,17 @@
  * usual deviation, is a stray: it counts only as far as the edge. */
 #define STRAY_SHARE 0.5
 #define STRAY_NOISE 4.0
-/* So many strays in a row on one side are no strays: the regime has changed. */
-#define STRAYS_ARE_NEWS 5
+/* Of two of the first batches, one beside the other: a batch of more rows takes as long at least and
+ * longer in proportion at most, or further off than by this factor they do not go together. */
+#define APART 2.5
+/* A size that was never run may be off by this share of the line before it is cut down. */
+#define NEW_SIZE_SHARE 2.0
+/* A model of so few batches is begun anew when the regime changes, an older one is scaled. */
+#define YOUNG (2 * BT_COST_FIRST)
 /* Of noise that is spread normally: the standard deviation for one of mean absolute deviation. */
 #define SIGMA 1.2533
+/* What noise and misfit begin with counts as so many batches. */
+#define PRIOR 4.0
 /* The quantile that `high` follows. */
 #define HIGH_QUANTILE 0.95
 #define HIGH_STEP 0.02
@@ -98,27 +106,48 @@ static void change_regime(bt_cost *c, double ratio) {
     c->strays = 0;
 }
 
-/* What of `took_ns` counts. One batch a hundred times slower says nothing about the next. */
-static double tame(bt_cost *c, double predicted, double took_ns) {
+/* Whether the strays tell more than all that was before them. */
+static int is_young(const bt_cost *c) {
+    int sizes = 0;
+    for (int i = 1; i < BT_COST_STRAYS; i++) sizes |= c->stray[i].rows != c->stray[0].rows;
+    return c->batches <= YOUNG && (sizes || !c->two_sizes);
+}
+
+/* What of `took_ns` counts. One batch a hundred times slower says nothing about the next. What the
+ * line says is as good as what the table says: either may know better (a step; a stray that became
+ * an entry). *of_size is what counts for this size alone. */
+static double tame(bt_cost *c, const bt_cost_slot *slot, int64_t rows, double took_ns, double *of_size) {
+    double line = line_at(c, rows), entry = slot->weight > 0.0f ? (double)slot->mean_ns : line;
     double edge = fmax(STRAY_SHARE, STRAY_NOISE * c->noise);
-    double ratio = took_ns / predicted;
-    int side = ratio > 1.0 + edge ? 1 : ratio < 1.0 / (1.0 + edge) ? -1 : 0;
+    double slow = fmax(line, entry), fast = fmin(line, entry);
+    *of_size = took_ns;
+    int side = took_ns > slow * (1.0 + edge) ? 1 : took_ns < fast / (1.0 + edge) ? -1 : 0;
     if (side == 0) {
         c->strays = 0;
         return took_ns;
     }
+    double tamed = side > 0 ? slow * (1.0 + edge) : fast / (1.0 + edge);
+    /* Beyond all sizes that were run a line is a guess: that it is wrong there is no change of regime. */
+    if (slot->weight <= 0.0f && (rows < c->least_rows || rows > c->most_rows)) {
+        double most = fmax(edge, NEW_SIZE_SHARE) + 1.0;
+        *of_size = fmin(fmax(took_ns, line / most), line * most);
+        return tamed;
+    }
+    double ratio = took_ns / bt_cost_mean(c, rows);
     if (c->strays * side <= 0) {
         c->strays = 0;
         c->stray_ratio = ratio;
     }
+    c->stray[abs(c->strays)] = (bt_cost_sample){rows, took_ns};
     c->strays += side;
     /* The least of a row of slow strays: three times slower is news, one of them a hundred times is not. */
     c->stray_ratio = side > 0 ? fmin(c->stray_ratio, ratio) : fmax(c->stray_ratio, ratio);
-    if (c->strays * side >= STRAYS_ARE_NEWS) {
-        change_regime(c, c->stray_ratio);
-        return took_ns;
+    if (abs(c->strays) < BT_COST_STRAYS) {
+        *of_size = tamed;
+        return tamed;
     }
-    return side > 0 ? predicted * (1.0 + edge) : predicted / (1.0 + edge);
+    if (!is_young(c)) change_regime(c, c->stray_ratio);
+    return took_ns;
 }
 
 /* The line. The spread of the rows is forgotten only as new spread comes in, so that a stretch of
@@ -149,31 +178,91 @@ static void learn_line(bt_cost *c, double rows, double took_ns) {
     }
 }
 
-void bt_cost_learn(bt_cost *c, int64_t rows, double took_ns) {
-    if (rows < 1) rows = 1;
-    if (took_ns < 1.0) took_ns = 1.0;
-    if (c->batches == 0) c->first_rows = rows;
+/* A batch that counts. */
+static void learn(bt_cost *c, int64_t rows, double took_ns) {
+    if (c->batches == 0) c->first_rows = c->least_rows = c->most_rows = rows;
     if (rows != c->first_rows) c->two_sizes = 1;
     bt_cost_slot *slot = &c->table[slot_of(rows)];
+    double of_size_ns = took_ns;
     int known = c->batches > 1 && (c->two_sizes ? slot->weight > 0.0f || c->batches > 8 : 1);
     if (known) {
         double predicted = bt_cost_mean(c, rows);
         double ratio = took_ns / predicted;
-        took_ns = tame(c, predicted, took_ns);
-        double off = fabs(took_ns / predicted - 1.0);
-        c->noise += (off - c->noise) * (1.0 / MEMORY);
-        c->misfit += (fabs(took_ns / line_at(c, rows) - 1.0) - c->misfit) * (1.0 / MEMORY);
+        took_ns = tame(c, slot, rows, took_ns, &of_size_ns);
+        double share = 1.0 / fmin(MEMORY, c->mean_weight + PRIOR);
+        c->noise += (fabs(took_ns / predicted - 1.0) - c->noise) * share;
+        c->misfit += (fabs(took_ns / line_at(c, rows) - 1.0) - c->misfit) * share;
         double step = HIGH_STEP * fmax(c->noise, 0.01) * 5.0;
         c->high += ratio > c->high ? step * HIGH_QUANTILE : -step * (1.0 - HIGH_QUANTILE);
         c->high = fmin(fmax(c->high, 1.0), 4.0);
     }
     c->batches++;
+    if (rows < c->least_rows) c->least_rows = rows;
+    if (rows > c->most_rows) c->most_rows = rows;
     learn_line(c, (double)rows, took_ns);
+    /* The first batch of a size may have been slow because it was the first of that size. */
+    if (slot->weight <= 1.0f && of_size_ns * (1.0 + STRAY_SHARE) < (double)slot->mean_ns) slot->weight = 0.0f;
     double weight = fmin(slot_weight(c, slot) + 1.0, MEMORY / 2.0);
-    if (weight <= 1.0) slot->mean_ns = (float)took_ns;
-    slot->mean_ns += (float)((took_ns - (double)slot->mean_ns) / weight);
+    if (weight <= 1.0) slot->mean_ns = (float)of_size_ns;
+    slot->mean_ns += (float)((of_size_ns - (double)slot->mean_ns) / weight);
     slot->weight = (float)weight;
     slot->seen_at = c->batches;
+}
+
+/* ---- the first batches ------------------------------------------------------------- */
+
+/* Could both come from one model? */
+static int go_together(const bt_cost_sample *a, const bt_cost_sample *b) {
+    if (a->rows > b->rows) return go_together(b, a);
+    double ratio = b->took_ns / a->took_ns;
+    return ratio * APART > 1.0 && ratio < APART * (double)b->rows / (double)a->rows;
+}
+
+/* Whether a later batch of the same size was much faster: this one was slow because it was the first
+ * of its size (something was compiled, or read), or because of something else that has passed. */
+static int is_past(const bt_cost *c, int which) {
+    const bt_cost_sample *it = &c->first[which];
+    for (int i = which + 1; i < c->first_count; i++)
+        if (c->first[i].rows == it->rows && !go_together(&c->first[i], it) && c->first[i].took_ns < it->took_ns) return 1;
+    return 0;
+}
+
+/* Whether a batch goes together with the fewest of the others: the first one of all may well be the
+ * slowest by far, and nothing was known yet to tell it by. If none go together the fastest one counts. */
+static int is_odd(const bt_cost *c, int which) {
+    int votes[BT_COST_FIRST] = {0}, most = 0, fastest = 0;
+    for (int i = 0; i < c->first_count; i++) {
+        if (is_past(c, i)) continue;
+        for (int k = 0; k < c->first_count; k++)
+            votes[i] += k != i && !is_past(c, k) && go_together(&c->first[i], &c->first[k]);
+        if (votes[i] > most) most = votes[i];
+        if (c->first[i].took_ns < c->first[fastest].took_ns) fastest = i;
+    }
+    if (is_past(c, which)) return 1;
+    return most == 0 ? which != fastest : 2 * votes[which] < most;
+}
+
+/* All over again: what looked right by itself may be odd by now, and the other way round. */
+static void learn_first(bt_cost *c, const bt_cost_sample *first, int count) {
+    bt_cost_sample kept[BT_COST_FIRST];
+    memcpy(kept, first, (size_t)count * sizeof *first);
+    bt_cost_init(c);
+    memcpy(c->first, kept, (size_t)count * sizeof *kept);
+    c->first_count = count;
+    for (int i = 0; i < count; i++)
+        if (!is_odd(c, i)) learn(c, kept[i].rows, kept[i].took_ns);
+}
+
+void bt_cost_learn(bt_cost *c, int64_t rows, double took_ns) {
+    if (rows < 1) rows = 1;
+    if (took_ns < 1.0) took_ns = 1.0;
+    if (c->first_count < BT_COST_FIRST) {
+        c->first[c->first_count] = (bt_cost_sample){rows, took_ns};
+        learn_first(c, c->first, c->first_count + 1);
+    } else {
+        learn(c, rows, took_ns);
+    }
+    if (abs(c->strays) == BT_COST_STRAYS) learn_first(c, c->stray, BT_COST_STRAYS);
 }
 
 const char *bt_cost_check(const bt_cost *c) {

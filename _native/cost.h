@@ -11,12 +11,19 @@
 
 #define BT_COST_EXACT 128 /* sizes up to this have an entry each, beyond: 16 an octave */
 #define BT_COST_SLOTS (BT_COST_EXACT + 1 + 16 * 25)
+#define BT_COST_FIRST 8  /* batches that are judged together */
+#define BT_COST_STRAYS 5 /* so many in a row on one side are no strays: the regime has changed */
 
 typedef struct {
     float mean_ns;  /* decayed mean of what batches of this size took */
     float weight;   /* how many batches that mean stands for, decayed */
     int64_t seen_at; /* number of the batch that touched it last: decay is applied on reading */
 } bt_cost_slot;
+
+typedef struct {
+    int64_t rows;
+    double took_ns;
+} bt_cost_sample;
 
 typedef struct {
     int64_t batches;     /* that counted */
@@ -32,8 +39,13 @@ typedef struct {
     double high;         /* upper quantile, as a multiple of the mean */
     int64_t first_rows;  /* the one size seen, until a second is */
     int two_sizes;
+    int64_t least_rows;  /* what the line was fitted to lies between these */
+    int64_t most_rows;
     int strays;          /* batches in a row that were far off on the same side; sign is the side */
     double stray_ratio;  /* geometric middle of them: what a change of regime is scaled by */
+    bt_cost_sample stray[BT_COST_STRAYS];
+    bt_cost_sample first[BT_COST_FIRST];
+    int first_count;
     bt_cost_slot table[BT_COST_SLOTS];
 } bt_cost;
 

@@ -29,5 +29,6 @@ def check_cost(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return driver
 
 
-def test_the_cost_model_says_how_sure_it_is(check_cost: Path) -> None:
-    run(check_cost, "sureness")
+@pytest.mark.parametrize("section", ["sureness", "regimes", "strays", "steps", "noise"])
+def test_the_cost_model_keeps_the_facts_of(section: str, check_cost: Path) -> None:
+    run(check_cost, section)

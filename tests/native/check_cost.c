@@ -85,9 +85,111 @@ static void sureness(void) {
     expect(bt_cost_error(&c, 12) > 0.1, "a step makes sizes between others unsure", bt_cost_error(&c, 12));
 }
 
+/* ---- regimes, strays, noise, steps --------------------------------------------------- */
+
+static const int64_t sizes[] = {1, 8, 3, 20, 5, 13};
+
+/* `count` batches of the first `kinds` sizes, `slower` times slower, with normal noise. */
+static void traffic(int kinds, int count, double slower, double noise) {
+    for (int i = 0; i < count; i++) {
+        int64_t rows = sizes[i % kinds];
+        learn(rows, slower * line_ns(rows) * fmax(0.1, 1.0 + noise * normal()), 1);
+    }
+}
+
+/* How far off the mean is for the sizes that were run. */
+static double off(int kinds, double slower) {
+    double most = 0.0;
+    for (int i = 0; i < kinds; i++)
+        most = fmax(most, fabs(bt_cost_mean(&c, sizes[i]) / (slower * line_ns(sizes[i])) - 1.0));
+    return most;
+}
+
+static void regimes(void) {
+    static const int kinds[] = {1, 2, 4, 6}, before[] = {2, 10, 100, 1000};
+    for (int k = 0; k < 4; k++) {
+        for (int b = 0; b < 4; b++) {
+            for (int slower = 0; slower < 2; slower++) {
+                double factor = slower ? 3.0 : 1.0 / 3.0;
+                start();
+                traffic(kinds[k], before[b], 1.0, 0.0);
+                traffic(kinds[k], 50, factor, 0.0);
+                expect(off(kinds[k], factor) < 0.15, "three times slower or faster is learned in 50 batches",
+                       off(kinds[k], factor));
+                start();
+                traffic(kinds[k], before[b], 1.0, 0.2);
+                traffic(kinds[k], 50, factor, 0.2);
+                expect(off(kinds[k], factor) < 0.3, "and with a noise of 20 %", off(kinds[k], factor));
+            }
+        }
+    }
+}
+
+static void strays(void) {
+    static const int kinds[] = {1, 2, 4, 6}, before[] = {0, 1, 2, 5, 7, 8, 12, 100, 1000};
+    for (int k = 0; k < 4; k++) {
+        for (int b = 0; b < 9; b++) {
+            start();
+            traffic(kinds[k], before[b], 1.0, 0.0);
+            learn(sizes[0], 100.0 * line_ns(sizes[0]), 1);
+            if (before[b] > 0) expect(off(1, 1.0) < 0.2, "one batch 100 times slower is shrugged off", off(1, 1.0));
+            traffic(kinds[k], 2 * kinds[k], 1.0, 0.0);
+            expect(off(kinds[k], 1.0) < 0.15, "and soon forgotten, also the very first one", off(kinds[k], 1.0));
+        }
+    }
+    start();
+    traffic(4, 100, 1.0, 0.0);
+    for (int i = 0; i < 20; i++) {
+        learn(8, 100.0 * line_ns(8), 1);
+        traffic(4, 12, 1.0, 0.0);
+    }
+    expect(off(4, 1.0) < 0.35, "nor is the model lost if every thirteenth batch is one", off(4, 1.0));
+}
+
+static double jump_ns(int64_t rows) { return line_ns(rows) * (rows > 64 ? 3.0 : 1.0); }
+
+static void steps(void) {
+    start();
+    for (int i = 0; i < 300; i++) {
+        int64_t rows = 1 + (i * 37) % 128, padded = 1;
+        while (padded < rows) padded *= 2;
+        learn(rows, line_ns(padded), 1);
+    }
+    for (int64_t rows = 2; rows <= 128; rows *= 2) {
+        double there = bt_cost_mean(&c, rows) / line_ns(rows);
+        expect(fabs(there - 1.0) < 0.2, "the table knows the size below a step", there);
+    }
+    expect(bt_cost_mean(&c, 65) > 1.2 * bt_cost_mean(&c, 64), "and the one above", bt_cost_mean(&c, 65));
+
+    start();
+    for (int i = 0; i < 100; i++) learn(1 + (i * 37) % 64, jump_ns(1 + (i * 37) % 64), 1);
+    double before = bt_cost_mean(&c, 30);
+    for (int i = 0; i < 12; i++) learn(100, jump_ns(100), 1);
+    double after = bt_cost_mean(&c, 30), there = bt_cost_mean(&c, 100) / jump_ns(100);
+    expect(fabs(after / before - 1.0) < 0.2, "a jump beyond all sizes is no change of regime", after / before);
+    expect(fabs(there - 1.0) < 0.15, "and is learned", there);
+}
+
+static void noise(void) {
+    start();
+    traffic(6, 600, 1.0, 0.2);
+    expect(off(6, 1.0) < 0.1, "the mean is found in a noise of 20 %", off(6, 1.0));
+    expect(c.high > 1.2 && c.high < 1.6, "and so is the upper quantile", c.high);
+    expect(fabs(c.row_ns / 2e4 - 1.0) < 0.5, "and roughly what a row costs", c.row_ns);
+
+    start();
+    for (int i = 0; i < 20; i++) learn(i % 2 ? 8 : 64, line_ns(i % 2 ? 8 : 64), 1);
+    double between = bt_cost_mean(&c, 30) / line_ns(30);
+    expect(fabs(between - 1.0) < 0.02, "two sizes make a line", between);
+}
+
 int main(int argc, char **argv) {
     section = argc > 1 ? argv[1] : "";
     if (is("sureness")) sureness();
+    if (is("regimes")) regimes();
+    if (is("strays")) strays();
+    if (is("steps")) steps();
+    if (is("noise")) noise();
     if (checked == 0) fprintf(stderr, "no section %s\n", section);
     return checked == 0;
 }
