@@ -84,6 +84,12 @@ static int msg_recv(bt_zmsg *m, void *socket, int flags)
     return got;
 }
 
+static int msg_copy(bt_zmsg *to, bt_zmsg *from)
+{
+    if (came_off_a_socket(from)) atomic_fetch_add(&received, 1);
+    return real.msg_copy(to, from);
+}
+
 static int msg_close(bt_zmsg *m)
 {
     if (came_off_a_socket(m)) atomic_fetch_sub(&received, 1);
@@ -146,6 +152,7 @@ static void load(void)
     *(void **)&z.poll = dlsym(library, "zmq_poll");
     real = bt_zmq;
     bt_zmq.msg_recv = msg_recv;
+    bt_zmq.msg_copy = msg_copy;
     bt_zmq.msg_close = msg_close;
     bt_zmq.msg_init_data = msg_init_data;
 }
@@ -469,6 +476,11 @@ static void read_client(actor *a, bt_message *m)
         if (bt_record_check(&r, bt_message_frame_size, m, &body) != BT_WIRE_OK) fail("a record");
         if (r.type == BT_BYE || (r.type == BT_ERROR && r.id == 0)) a->lost = 1;
         if ((r.type == BT_ANSWER || r.type == BT_ERROR) && r.id > UINT32_MAX) settle(a, m, &r, &body);
+        if (r.type == BT_PING) {
+            bt_outgoing_start(&a->out);
+            bt_write_empty(&a->out.w, BT_PONG, r.id);
+            send_out(a);
+        }
     }
     bt_message_drop(m);
 }
@@ -673,7 +685,9 @@ static void live(const char *folder, uint64_t seed, uint32_t calls)
                         .policy = {.rule = seed % 3 ? BT_RULE_LEARNED : BT_RULE_GREEDY, .max_batch_rows = 32,
                                    .max_wait_ns = -1}};
     l->scheduler = bt_scheduler_new(&rules);
-    bt_plane_options options = {"model", (const uint8_t *)"{}", 2, router, monitor, l->scheduler, 400, -1};
+    bt_plane_options options = {.name = "model", .description = (const uint8_t *)"{}", .description_bytes = 2,
+                                .router = router, .monitor = monitor, .scheduler = l->scheduler,
+                                .max_queue_rows = 400, .run_timeout_ns = -1, .max_unread_bytes = 1 << 18};
     l->plane = bt_plane_new(&options);
     if (l->scheduler == NULL || l->plane == NULL) fail("no plane");
     start(l, &plane, 60, seed, run_plane);
