@@ -1,7 +1,7 @@
 # Two commands for a newcomer: `make demo` and `make test`. Everything is installed into $(VENV), nothing outside it.
 
 .DEFAULT_GOAL := help
-.PHONY: demo test debug-test asan-test tsan-test lint bench build clean help
+.PHONY: demo test test-old-pandas debug-test asan-test tsan-test lint bench build clean help
 
 # The first of these that runs, is 3.11 or newer, and brings what an environment and an extension need.
 CANDIDATES := python3.11 python3.12 python3.13 python3.14 python3 python
@@ -20,6 +20,11 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 # Also run over the plain data plane, which stands in where the native one cannot be had.
 PLAIN_TESTS := tests/test_contract.py tests/test_service.py tests/test_adversity.py tests/test_client.py tests/test_fork.py
+# The oldest pandas that is supported: what touches pandas is tested with it too. A folder of its own, which stands before
+# the environment's on the path; without dependencies but for the one that a newer pandas has no more.
+OLD_PANDAS := 2.2
+OLD_PANDAS_TESTS := tests/test_payloads_pandas.py tests/test_payloads_everywhere.py tests/test_pickle_refused.py \
+  tests/test_keys.py tests/test_signature.py
 
 # meson-python calls meson and ninja by name. The compiled tree lives in the environment, so that the two go together.
 PIP := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -29,7 +34,7 @@ RUN := PYTHONSAFEPATH=1 $(BIN)
 
 help: ## show this list
 	@echo "Targets:"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.package $(VENV)/.group-demo ## train a classifier, serve it with two workers, compare batched with unbatched
 	$(RUN)/python examples/demo.py
@@ -38,13 +43,18 @@ test: $(VENV)/.package $(VENV)/.group-demo $(VENV)/.group-test ## run the tests 
 	BATCHING_DATA_PLANE=plain $(RUN)/pytest $(PYTEST_ARGS) $(PLAIN_TESTS)
 	$(RUN)/pytest $(PYTEST_ARGS)
 
-debug-test: ## the same with a debug build: C assertions and counters of live objects
+test-old-pandas: $(VENV)/.package $(VENV)/.group-test $(VENV)/.pandas-$(OLD_PANDAS) ## run the tests of payloads with the oldest pandas that is supported
+	PYTHONPATH="$(CURDIR)/$(VENV)/pandas-$(OLD_PANDAS)" $(RUN)/python -c 'import pandas; print("pandas", pandas.__version__); \
+	  assert pandas.__version__.startswith("$(OLD_PANDAS).")'
+	PYTHONPATH="$(CURDIR)/$(VENV)/pandas-$(OLD_PANDAS)" $(RUN)/pytest $(PYTEST_ARGS) $(OLD_PANDAS_TESTS)
+
+debug-test: ## make test with a debug build: C assertions and counters of live objects
 	$(MAKE) test VENV=.venv-debug BUILD_ARGS="-Csetup-args=-Dbuildtype=debug -Csetup-args=-Ddebug_counters=true"
 
 # Address and undefined-behaviour sanitizers, in every process of the tests. Python's own allocator would hide what
 # the extension modules do with objects; CPython's leaks would hide theirs.
 SANITIZED_TESTS := tests/test_native_plane.py tests/test_native_wire.py tests/test_adversity.py tests/test_contract.py \
-  tests/test_rows.py tests/test_scheduler.py tests/test_engine.py tests/test_service.py tests/test_client.py \
+  tests/test_rows.py tests/test_blobs.py tests/test_scheduler.py tests/test_engine.py tests/test_service.py tests/test_client.py \
   tests/test_fork.py tests/test_payloads_numpy.py tests/test_payloads_lists.py tests/test_payloads_pandas.py
 SANITIZERS = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
   ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc
@@ -95,6 +105,13 @@ endif
 $(VENV)/.group-%: pyproject.toml | $(VENV)/.pip
 	@echo "installing the dependency group $*"
 	@$(PIP) install --group $*
+	@touch $@
+
+$(VENV)/.pandas-%: | $(VENV)/.pip
+	@echo "installing pandas $* beside the environment's"
+	@rm -rf $(VENV)/pandas-$*
+	@$(PIP) install --target $(VENV)/pandas-$* --no-deps --only-binary=:all: "pandas==$*.*" pytz || \
+	  { echo "pandas $* cannot be had for this Python from pip's package index: nothing was tested with it." >&2; exit 1; }
 	@touch $@
 
 # Installed as users have it, not editable: what is tested is what a wheel holds.
