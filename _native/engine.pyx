@@ -368,7 +368,7 @@ cdef class Engine(NativeEngine):
         """Runs a batch on the model, in this thread, and settles its calls."""
         self._inside.add(PyThread_get_thread_ident())
         try:
-            result = self._invoke(batch)
+            result = [self._invoke(batch)]
         except BaseException as error:
             self._inside.remove(PyThread_get_thread_ident())
             self.fail(batch, error)
@@ -376,7 +376,7 @@ cdef class Engine(NativeEngine):
                 raise  # Ctrl-C, on the thread of a caller
         else:
             self._inside.remove(PyThread_get_thread_ident())
-            self._complete(batch, result, 1)
+            self.complete(batch, result)
         return None
 
     cdef object _invoke(self, Batch batch):
@@ -430,13 +430,15 @@ cdef class Engine(NativeEngine):
 
     # ---- outcomes ----------------------------------------------------------------------
 
-    def complete(self, Batch batch, result):
-        """The model returned: every call of the batch gets its own rows."""
-        self._complete(batch, result, 3)  # this frame's, the caller's, and the arguments'
+    def complete(self, Batch batch, list result not None):
+        """The model returned: every call of the batch gets its own rows.
 
-    cdef int _complete(self, Batch batch, object result, Py_ssize_t references) except -1:
+        Args:
+            result: a list of what it returned, and no more; that is taken out. What nobody else
+                refers to may be shared out among the calls.
+        """
         try:
-            parts = self._split(batch, result, references)
+            parts = self._split(batch, result)
         except BaseException as error:
             self._finish(batch, BT_INVALID, None, error)
         else:
@@ -446,22 +448,22 @@ cdef class Engine(NativeEngine):
         """The model raised: the guilty calls get the error, the others run again."""
         self._finish(batch, BT_RAISED, None, error)
 
-    cdef object _split(self, Batch batch, object result, Py_ssize_t references):
-        """The result as one part per call, each in memory of its own.
-
-        `references` are the references to the result that its holders here account for.
-        """
+    cdef object _split(self, Batch batch, list result):
+        """The only element of `result` as one part per call, each in memory of its own."""
         cdef size_t i
+        cdef cnp.ndarray array
         if self._signature is None:
-            return [result]
-        if batch.plain and type(result) is cnp.ndarray and cnp.PyArray_NDIM(result) > 0:
-            if cnp.PyArray_DIM(result, 0) == batch.padded_rows:
-                return self._split_plain(batch, result, may_share(result, references))
+            return result
+        if batch.plain and type(result[0]) is cnp.ndarray:
+            array = result[0]
+            if cnp.PyArray_NDIM(array) > 0 and cnp.PyArray_DIM(array, 0) == batch.padded_rows:
+                return self._split_plain(batch, array, may_share(array, 2))  # the list's, and this
+            array = None
         batch.plain = False
         counts = [batch.parts[i].rows for i in range(<size_t>len(batch.calls))]
         if batch.padded_rows > batch.rows:
             counts.append(batch.padded_rows - batch.rows)
-        return self._signature.split(result, counts)
+        return self._signature.split_owned(result, counts)
 
     cdef list _split_plain(self, Batch batch, cnp.ndarray result, bint share):
         cdef size_t i

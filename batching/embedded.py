@@ -261,7 +261,9 @@ class LoopDriver(_Threaded):
             args, kwargs = self.engine.join(batch)
             model = self.hooks.run_batch()
             assert model is not None
-            result = await _result_of(model(*args, **kwargs))
+            result = [await _result_of(model(*args, **kwargs))]
+            # Before the references to the result are counted: a model may return its argument.
+            del args, kwargs
         except BaseException as error:
             self.engine.fail(batch, error)
         else:

@@ -1,11 +1,12 @@
 """What does it cost to make one batch of many payloads, and many answers of one result?
 
-Five questions, each with what a peer or an expert does today beside it, in the same process and the same
+Six questions, each with what a peer or an expert does today beside it, in the same process and the same
 run, in interleaved rounds; printed are medians of times, and of the rounds' own ratios.
 
   large arrays  64 x float32(150528) joined into a buffer that is used again and cut into rows: as views of a
                 result that nobody else holds, and as copies. Beside one memcpy of the same bytes, and
                 `np.concatenate` into the same buffer.
+  outputs       two outputs of 64 x float32(75264), cut in the same two ways.
   small arrays  64 x float32(128) joined, and cut into rows of their own. Beside `np.stack` + `np.split`.
   frames        64 one-row frames of 10 columns of mixed dtypes. Worker: wire bytes to one DataFrame, and a
                 DataFrame to wire buffers that can be cut by rows. Caller: a frame to wire bytes, and a row of
@@ -113,6 +114,29 @@ def large_arrays(rounds: int) -> dict[str, dict]:
         "memcpy",
         rounds,
     )
+
+
+def several_outputs(rounds: int) -> dict[str, dict]:
+    signature = Signature(model)
+    kept = [np.random.default_rng(i).random((CALLERS, 75_264), dtype=np.float32) for i in range(2)]
+    given = [array.copy() for array in kept]
+    target = np.empty_like(kept[0])
+
+    def memcpy() -> None:
+        for array in kept:
+            ctypes.memmove(target.ctypes.data, array.ctypes.data, array.nbytes)
+
+    def shared() -> None:
+        result = [(given.pop(), given.pop())]
+        parts = signature.split_owned(result, [1] * CALLERS)
+        given.extend(output.base for output in parts[0])
+
+    works = {
+        "memcpy": (memcpy, 1),
+        "rows as views": (shared, 5),
+        "rows as copies": (lambda: signature.split(tuple(kept), [1] * CALLERS), 1),
+    }
+    return compare(works, "memcpy", rounds)
 
 
 def small_arrays(rounds: int) -> dict[str, dict]:
@@ -277,6 +301,7 @@ def per_row(figures: dict[str, dict], rows: int) -> dict[str, dict]:
 
 QUESTIONS = {
     "64 x float32(150528)": large_arrays,
+    "2 outputs of 64 x float32(75264)": several_outputs,
     "64 x float32(128)": small_arrays,
     "frames, worker's side": frames_worker,
     "frames, caller's side": frames_caller,

@@ -86,6 +86,77 @@ def test_large_rows_of_a_result_that_is_nobody_elses_are_views_and_writable():
         assert small.base is None
 
 
+class Pairs(Runner):
+    """Of two arguments; runs a function of the test's."""
+
+    def __init__(self, function: Callable[[np.ndarray, np.ndarray], Any], execution: str) -> None:
+        super().__init__(options=BatchOptions(execution=execution, max_batch_size=4))
+        self.function = function
+
+    def _run_batch(self, x: np.ndarray, y: np.ndarray) -> Any:
+        return self.function(x, y)
+
+
+class AsyncPairs(Pairs):
+    async def _run_batch(self, x: np.ndarray, y: np.ndarray) -> Any:
+        return self.function(x, y)
+
+
+def in_two_places(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return x, x
+
+
+def with_a_view_of_it(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return x, x[:]
+
+
+SEVERAL = {
+    # name: what the model makes of its two arguments, and whether large rows of it are shared
+    "new": (lambda x, y: (x + 0, y + 1), True),
+    "one": (lambda x, y: x + 0, True),
+    "with a list": (lambda x, y: (x + 0, list(range(len(x)))), True),
+    "its input": (lambda x, y: (x, y), False),
+    "in two places": (lambda x, y: in_two_places(x + 0), False),
+    "a view and its base": (lambda x, y: with_a_view_of_it(x + 0), False),
+    "broadcast": (lambda x, y: (np.broadcast_to(x[:, :1], x.shape), y[::-1][::-1]), False),
+    "fortran order": (lambda x, y: (np.asfortranarray(x), x.T.copy().T), False),
+}
+
+
+@pytest.mark.parametrize("columns", [SMALL, LARGE])
+@pytest.mark.parametrize("model", [(Pairs, "thread"), (Pairs, "inline"), (AsyncPairs, "thread")], ids=str)
+@pytest.mark.parametrize(("function", "is_shared"), SEVERAL.values(), ids=list(SEVERAL))
+def test_no_caller_sees_a_write_of_another_into_one_of_several_outputs(model, function, is_shared, columns):
+    cls, execution = model
+    with cls(function, execution) as runner, ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(runner.run, rows(columns), rows(columns) + 10))
+        answers += [runner.run_batch(rows(columns), rows(columns)) for _ in range(2)]
+        several = [answer if isinstance(answer, tuple) else (answer,) for answer in answers]
+        for i, outputs in enumerate(several[:4]):
+            np.testing.assert_array_equal(outputs[0], np.full(columns, i))
+        assert (several[-1][0].base is not None) == (is_shared and columns == LARGE)
+        arrays = [output for outputs in several for output in outputs if isinstance(output, np.ndarray)]
+        for i, array in enumerate(arrays):
+            array[...] = -i
+        for i, array in enumerate(arrays):
+            np.testing.assert_array_equal(array, np.full_like(array, -i))
+
+
+def test_an_output_that_the_model_keeps_is_copied():
+    kept: list[np.ndarray] = []
+
+    def keep(x: np.ndarray, y: np.ndarray) -> Any:
+        kept.append(x + y)
+        return kept[-1], x - y
+
+    with Pairs(keep, "inline") as runner:
+        total, difference = runner.run_batch(rows(LARGE), rows(LARGE))
+        assert total.base is None
+        assert difference.base is not None
+        total[:] = -1
+        np.testing.assert_array_equal(kept[0], 2 * rows(LARGE))
+
+
 @pytest.mark.parametrize("columns", [SMALL, LARGE])
 def test_a_batch_that_the_model_keeps_is_never_written_again(columns):
     kept: list[np.ndarray] = []
