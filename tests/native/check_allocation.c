@@ -17,6 +17,7 @@ void *fuzz_malloc(size_t size) { asked++; return malloc(size); }
 
 #define SLOTS 3
 #define GROUPS 5
+#define MAX_ROWS 16
 
 static bt_scheduler *s;
 static int64_t now_ns;
@@ -24,6 +25,7 @@ static uint64_t state = 88172645463325252u;
 static uint64_t running[SLOTS];
 static int64_t ends_ns[SLOTS];
 static int64_t decisions;
+static uint64_t one_fails_in;
 
 static uint64_t draw(uint64_t below) {
     state ^= state << 13;
@@ -34,7 +36,7 @@ static uint64_t draw(uint64_t below) {
 
 static bt_id call(void) {
     int64_t deadline_ns = draw(4) ? BT_NEVER : now_ns + (int64_t)draw(20000000);
-    return bt_admit(s, now_ns, (int64_t)draw(4), draw(GROUPS), deadline_ns, draw(7), 0).id;
+    return bt_admit(s, now_ns, 1 + (int64_t)draw(3), draw(GROUPS), deadline_ns, draw(7), 0).id;
 }
 
 static void decide(void) {
@@ -64,14 +66,15 @@ static void finish(void) {
         return;
     }
     if (ends_ns[slot] > now_ns) now_ns = ends_ns[slot];
-    uint64_t how = draw(50);
+    uint64_t how = draw(one_fails_in);
     bt_finished(s, running[slot], now_ns, how == 0 ? BT_RAISED : how == 1 ? BT_DIED : BT_OK, &count);
     running[slot] = 0;
     decide();
 }
 
-static void run(int rounds, int64_t callers) {
+static void run(int rounds, int64_t callers, uint64_t fails_in) {
     bt_statistics numbers;
+    one_fails_in = fails_in;
     for (int i = 0; i < rounds; i++) {
         bt_get_statistics(s, &numbers);
         while (numbers.queued_calls < callers) {
@@ -86,14 +89,14 @@ static void run(int rounds, int64_t callers) {
 }
 
 int main(void) {
-    bt_options options = {.max_batch_rows = 64, .max_queue_rows = 1 << 20, .isolate_errors = 1};
-    options.policy.max_batch_rows = 64;
+    bt_options options = {.max_batch_rows = MAX_ROWS, .max_queue_rows = 1 << 20, .isolate_errors = 1};
+    options.policy.max_batch_rows = MAX_ROWS;
     options.policy.max_wait_ns = -1;
     s = bt_scheduler_new(&options);
     if (!s) return 1;
-    run(500, 120); /* more than later, so that everything has grown as far as it will */
+    run(500, 120, 10); /* more of everything than later, so that all has grown as far as it will */
     asked = decisions = 0;
-    run(500, 60);
+    run(500, 60, 50);
     fprintf(stderr, "%lld decisions, memory asked for %ld times\n", (long long)decisions, asked);
     const char *broken = bt_check(s);
     if (broken) fprintf(stderr, "%s\n", broken);
