@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from batching import Runner
+from batching import BatchOptions, Runner
 from batching.payloads import Fixed, Kind, Pad, Piece, Var, take_fixed
 
 
@@ -56,6 +56,26 @@ class Halve(Runner):
 
     def _run_batch(self, signals: Signals) -> Signals:
         return Signals(signals.rate_hz // 2, signals.values[:, ::2])
+
+
+@dataclass
+class Point:
+    """An element of lists, of a class that has to be imported to be read."""
+
+    x: Any
+    tags: list[str]
+
+
+class Several(Runner):
+    """Returns every argument as an output of its own, and, for each row, what it was told beside."""
+
+    options = BatchOptions(static_args=("mode",), max_batch_size=4)
+
+    def _run_batch(self, x: Any, y: Any = None, *more: Any, mode: Any = "default", **named: Any) -> Any:
+        outputs = [x, *([] if y is None else [y]), *more, *(named[name] for name in sorted(named))]
+        told = [(type(mode).__name__, repr(mode), len(more), sorted(named))] * len(x)
+        assert 0 <= len(x) <= 4
+        return (*outputs, told)
 
 
 class Buckets(Runner):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -9,6 +12,8 @@ import numpy as np
 import pandas as pd
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pandas.testing import assert_frame_equal, assert_index_equal, assert_series_equal
+from payload_models import Point
 
 RAW_DTYPES = [
     "?", "i1", "<i2", ">i4", "<i8", "u1", ">u8", "<f2", "<f4", ">f8", "<c8", ">c16",
@@ -178,21 +183,30 @@ def columns(draw: Any, name: str, rows: int) -> Any:
 
 
 @st.composite
+def frames(draw: Any, names: list[str], header: Any, rows: int) -> pd.DataFrame:
+    """A frame of the columns of those names in `COLUMN_VALUES`, in one of the ways pandas keeps them."""
+    cells = {at: draw(columns(name, rows)) for at, name in enumerate(names)}
+    frame = pd.DataFrame(cells, index=pd.RangeIndex(rows))
+    if draw(st.booleans()):
+        frame = _in_blocks_of_one(cells, rows)
+    frame.columns = header
+    frame.index = draw(indexes(rows))
+    return frame
+
+
+def column_names() -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(sorted(COLUMN_VALUES)), max_size=5)
+
+
+@st.composite
 def frame_families(draw: Any, max_frames: int = 4, max_rows: int = 3) -> list[pd.DataFrame]:
     """Frames of the same columns that differ in rows and index, and in how pandas keeps them."""
-    names = draw(st.lists(st.sampled_from(sorted(COLUMN_VALUES)), max_size=5))
+    names = draw(column_names())
     header = draw(labels(len(names)))
-    frames = []
-    for _ in range(draw(st.integers(1, max_frames))):
-        rows = draw(st.integers(0, max_rows))
-        cells = {at: draw(columns(name, rows)) for at, name in enumerate(names)}
-        frame = pd.DataFrame(cells, index=pd.RangeIndex(rows))
-        if draw(st.booleans()):
-            frame = _in_blocks_of_one(cells, rows)
-        frame.columns = header
-        frame.index = draw(indexes(rows))
-        frames.append(frame)
-    return frames
+    return [
+        draw(frames(names, header, draw(st.integers(0, max_rows))))
+        for _ in range(draw(st.integers(1, max_frames)))
+    ]
 
 
 def _in_blocks_of_one(cells: dict[int, Any], rows: int) -> pd.DataFrame:
@@ -201,3 +215,86 @@ def _in_blocks_of_one(cells: dict[int, Any], rows: int) -> pd.DataFrame:
     for at in reversed(list(cells)):
         frame[at] = cells[at]
     return frame[sorted(cells)]
+
+
+# --- lists --------------------------------------------------------------------------------------
+
+
+def plain() -> st.SearchStrategy[Any]:
+    """Values that need no pickle, nested ones too."""
+    return st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
+        lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
+        max_leaves=8,
+    )
+
+
+def elements() -> st.SearchStrategy[Any]:
+    """What a list may hold: anything that can be pickled, by its module or with large buffers too."""
+    return (
+        plain()
+        | st.builds(Point, st.integers(), st.lists(st.text()))
+        | st.builds(Point, st.sampled_from([np.arange(1_000.0), bytearray(b"x" * 9_000)]), st.just([]))
+        | st.sampled_from([np.float32(1.5), np.int8(3), np.str_("x"), np.datetime64(7, "D"), np.True_])
+        | st.sampled_from([{1, 2}, frozenset("ab"), range(3), print, Point, 1 + 2j, float("nan")])
+        | st.dictionaries(st.text(max_size=2), st.builds(np.ones, st.sampled_from([0, 3, 2_000])), max_size=2)
+        | st.sampled_from([datetime(2020, 1, 1), timedelta(1), b"x" * 100_000, "text" * 2_000])
+    )
+
+
+def same_element(one: Any, other: Any) -> bool:
+    """Equal in type and content, nested too; nan equals nan."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, np.ndarray):
+        return same_array(one, other)
+    if dataclasses.is_dataclass(one) and not isinstance(one, type):
+        return same_element(vars(one), vars(other))
+    if isinstance(one, dict):
+        return same_element(list(one.items()), list(other.items()))
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same_element, one, other))
+    if isinstance(one, float) and math.isnan(one):
+        return math.isnan(other)
+    return bool(one == other)
+
+
+# --- arguments of any kind ----------------------------------------------------------------------
+
+Family = Callable[[int], st.SearchStrategy[Any]]
+
+
+@st.composite
+def argument_families(draw: Any) -> Family:
+    """Of one kind and key, whatever the rows: from a number of rows to batches of as many."""
+    match draw(st.sampled_from(["array", "objects", "frame", "series", "list"])):
+        case "array" | "objects" as kind:
+            dtype = draw(dtypes()) if kind == "array" else np.dtype(object)
+            trailing = draw(hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=3))
+            seeds = st.integers(0, 2**16)
+            return lambda rows: seeds.flatmap(lambda seed: layouts(_filled(dtype, (rows, *trailing), seed)))
+        case "frame":
+            names = draw(column_names())
+            header = draw(labels(len(names)))
+            return lambda rows: frames(names, header, rows)
+        case "series":
+            name = draw(st.sampled_from(sorted(COLUMN_VALUES)))
+            title = draw(st.sampled_from([None, "s", 7, ("a", 1)]))
+            return lambda rows: st.builds(
+                lambda each, index: pd.Series(each.array, index=index, dtype=each.dtype, name=title),
+                columns(name, rows),
+                indexes(rows),
+            )
+    return lambda rows: st.lists(elements(), min_size=rows, max_size=rows)
+
+
+def assert_same(answer: Any, given: Any, index: Any = None) -> None:
+    """An answer is what was given, but for labels: those of the call's first pandas argument."""
+    if isinstance(given, (pd.DataFrame, pd.Series)):
+        check = assert_frame_equal if isinstance(given, pd.DataFrame) else assert_series_equal
+        check(answer.reset_index(drop=True), given.reset_index(drop=True), check_exact=True, check_freq=False)
+        assert_index_equal(answer.index, given.index if index is None else index)
+    elif isinstance(given, np.ndarray):
+        assert same_array(answer, given)
+    else:
+        assert same_element(answer, given)

@@ -14,7 +14,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal, assert_index_equal
-from strategies import batches, frame_families, layouts, same_array
+from strategies import (
+    COLUMN_VALUES,
+    Family,
+    argument_families,
+    assert_same,
+    batches,
+    columns,
+    elements,
+    frame_families,
+    layouts,
+    same_array,
+    same_element,
+)
 
 import batching
 from batching import InvalidPayload, RunnerError
@@ -84,15 +96,106 @@ def test_frames_of_several_callers_come_back_with_their_index(handle, pool, fram
 
 
 @few
-@given(
-    lists=st.lists(
-        st.lists(st.none() | st.integers() | st.text() | st.lists(st.floats(allow_nan=False)), max_size=3),
-        min_size=1,
-        max_size=3,
-    )
-)
+@given(lists=st.lists(st.lists(elements(), max_size=3), min_size=1, max_size=3))
 def test_lists_of_several_callers_come_back_as_they_were(handle, pool, lists) -> None:
-    assert together(pool, handle(models.Echo).run_batch, lists) == lists
+    for given_, answer in zip(lists, together(pool, handle(models.Echo).run_batch, lists), strict=True):
+        assert same_element(answer, given_)
+
+
+MODES = [1, True, 1.0, 0.0, -0.0, None, "default", "1", (1, "a"), b"1"]
+
+
+@st.composite
+def several_arguments(draw: Any) -> tuple[list[Family], dict[str, Family]]:
+    """What the calls of one test have as arguments: by position, and by name."""
+    positional = draw(st.lists(argument_families(), min_size=1, max_size=4))
+    named = draw(st.dictionaries(st.sampled_from(["b", "a", "y"]), argument_families(), max_size=2))
+    if len(positional) > 1:
+        named.pop("y", None)
+    return positional, named
+
+
+def in_order(args: list[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """Batched arguments as `Several` returns them: by the order of its parameters, others by name."""
+    named = {name: value for name, value in kwargs.items() if name != "mode"}
+    return [*args, *([named.pop("y")] if "y" in named else []), *(named[name] for name in sorted(named))]
+
+
+def check_several(answer: Any, args: list[Any], kwargs: dict[str, Any], told: Any) -> None:
+    mode = kwargs.get("mode", "default")
+    values = in_order(args, kwargs)
+    assert len(answer) == len(values) + 1
+    index = next((value.index for value in values if isinstance(value, (pd.DataFrame, pd.Series))), None)
+    for given_, output in zip(values, answer, strict=False):
+        assert_same(output, given_, index)
+    expected = type(mode).__name__, repr(mode), max(0, len(args) - 2), sorted(set(kwargs) - {"mode", "y"})
+    assert answer[-1] == told(expected)
+
+
+@few
+@given(arguments=several_arguments(), data=st.data())
+def test_calls_of_several_arguments_get_their_own_of_every_output(handle, pool, arguments, data) -> None:
+    positional, named = arguments
+    calls = []
+    for rows in data.draw(st.lists(st.integers(0, 7), min_size=1, max_size=3)):
+        args = [data.draw(family(rows)) for family in positional]
+        kwargs = {name: data.draw(family(rows)) for name, family in named.items()}
+        if data.draw(st.booleans()):
+            kwargs["mode"] = data.draw(st.sampled_from(MODES))
+        calls.append((rows, args, kwargs))
+    run_batch = handle(payload_models.Several).run_batch
+    answers = together(pool, lambda call: run_batch(*call[1], **call[2]), calls)
+    for (rows, args, kwargs), answer in zip(calls, answers, strict=True):
+        check_several(answer, args, kwargs, lambda each, rows=rows: [each] * rows)
+
+
+def item_of(batch: Any) -> Any:
+    """The only row of a batch, as `run` takes it."""
+    if isinstance(batch, list):
+        return batch[0]
+    return batch if isinstance(batch, pd.DataFrame) else np.asarray(batch[0])
+
+
+@few
+@given(arguments=several_arguments(), data=st.data())
+def test_items_of_several_arguments_get_their_own_of_every_output(handle, pool, arguments, data) -> None:
+    positional, named = arguments
+    calls = []
+    for _ in range(data.draw(st.integers(1, 3))):
+        args = [item_of(batch) for family in positional if is_of_items(batch := data.draw(family(1)))]
+        kwargs = {
+            name: item_of(batch)
+            for name, family in named.items()
+            if is_of_items(batch := data.draw(family(1)))
+        }
+        calls.append((args or [7], {**kwargs, "mode": data.draw(st.sampled_from(MODES))}))
+    run = handle(payload_models.Several).run
+    answers = together(pool, lambda call: run(*call[0], **call[1]), calls)
+    for (args, kwargs), answer in zip(calls, answers, strict=True):
+        check_several(answer, args, kwargs, lambda each: each)
+
+
+def is_of_items(batch: Any) -> bool:
+    """Whether a row of the batch is what `run` takes for one row of such a batch."""
+    return not isinstance(batch, pd.Series)
+
+
+@few
+@given(name=st.sampled_from(sorted(COLUMN_VALUES)), data=st.data())
+def test_a_series_is_one_row_of_a_frame_to_run(handle, pool, name, data) -> None:
+    """Its index the columns, its name the row's label, its dtype every column's."""
+    header = data.draw(st.sampled_from([["a"], ["a", "b"], ["a", "a"], [0, 1, 2]]))
+    rows = []
+    for title in (None, 7, ("x", 1)):
+        each = data.draw(columns(name, len(header)))
+        rows.append(pd.Series(each.array, index=header, dtype=each.dtype, name=title))
+    for row, answer in zip(rows, together(pool, handle(models.Echo).run, rows), strict=True):
+        assert isinstance(answer, pd.DataFrame)
+        assert list(answer.columns) == header
+        assert list(answer.index) == [0 if row.name is None else row.name]
+        assert [answer.iloc[:, at].dtype for at in range(len(header))] == [row.dtype] * len(header)
+        for at in range(len(header)):
+            assert_same(pd.Series(answer.iloc[:, at].array), pd.Series(row.array[at : at + 1]))
 
 
 def test_a_dtype_of_one_caller_is_not_that_of_another(handle, pool) -> None:

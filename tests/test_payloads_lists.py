@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -11,17 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from payload_models import Point
+from strategies import elements, plain, same_element
 from wire import joined, sliced
 
 from batching.errors import InvalidPayload, RunnerError
 from batching.payloads import Var, pickling
 from batching.signature import Signature
-
-
-@dataclasses.dataclass
-class Point:
-    x: int
-    tags: list[str]
 
 
 class Stubborn(Exception):
@@ -34,20 +29,6 @@ class Stubborn(Exception):
 def one(x): ...
 
 
-plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
-    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
-    max_leaves=8,
-)
-elements = (
-    plain
-    | st.builds(Point, st.integers(), st.lists(st.text()))
-    | st.sampled_from(
-        [np.float32(1.5), np.int8(3), np.str_("x"), {1, 2}, frozenset("ab"), range(3), print, Point, 1 + 2j]
-    )
-)
-
-
 def through_wire(signature: Signature, calls: list[list[Any]], **kwargs: bool) -> list[Any]:
     encoded = [signature.encode(signature.describe((call,), {}, True).payload, **kwargs) for call in calls]
     assert len({call.key for call in encoded}) == 1
@@ -55,16 +36,16 @@ def through_wire(signature: Signature, calls: list[list[Any]], **kwargs: bool) -
     return batch
 
 
-@given(st.lists(st.lists(elements, max_size=3), min_size=1, max_size=3))
+@given(st.lists(st.lists(elements(), max_size=3), min_size=1, max_size=3))
 def test_elements_arrive_as_they_left(calls) -> None:
     signature = Signature(one)
-    assert through_wire(signature, calls) == [element for call in calls for element in call]
+    assert same_element(through_wire(signature, calls), [element for call in calls for element in call])
     result = signature.encode_result(calls[0], len(calls[0]))
     [each] = sliced(result, [len(calls[0])])
-    assert signature.decode_result(*each) == calls[0]
+    assert same_element(signature.decode_result(*each), calls[0])
 
 
-@given(st.lists(st.lists(plain, max_size=3), min_size=1, max_size=3))
+@given(st.lists(st.lists(plain(), max_size=3), min_size=1, max_size=3))
 def test_plain_values_need_no_pickle(calls) -> None:
     batch = through_wire(Signature(one), calls, allow_pickle=False)
     assert repr(batch) == repr([element for call in calls for element in call])

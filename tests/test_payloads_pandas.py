@@ -188,6 +188,20 @@ def test_a_series_of_any_dtype_is_one_row(dtype) -> None:
     assert batch.iloc[0].tolist() == row.tolist()
 
 
+@pytest.mark.parametrize("values", [["x", "y"], ["x", None], [1, 2], [True, False], [pd.Timestamp(0), None]])
+def test_a_series_of_objects_is_a_row_of_objects(values) -> None:
+    """Whatever they are: a row of texts must not get another key than one of texts and numbers."""
+    signature = Signature(one)
+    array = np.empty(2, dtype=object)
+    array[:] = values
+    described = signature.describe((pd.Series(array, index=["a", "b"], dtype=object),), {}, False)
+    mixed = pd.Series([1, "x"], index=["a", "b"], dtype=object)
+    assert described.key == signature.describe((mixed,), {}, False).key
+    [batch], _ = signature.join([(described.payload, 0, 1)])
+    assert list(batch.dtypes) == [object, object]
+    assert batch.iloc[0].tolist() == values
+
+
 def test_a_row_of_a_frame_and_a_series_of_its_dtype_are_joined() -> None:
     signature = Signature(one)
     frame = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]})

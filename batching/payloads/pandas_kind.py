@@ -93,7 +93,11 @@ class SeriesKind(Kind):
         # One row, its labels the columns; the row's own label is the Series' name.
         index = pd.RangeIndex(1) if item.name is None else pd.Index([item.name], tupleize_cols=False)
         array = column_array(item)
-        frame = pd.DataFrame({at: array[at : at + 1] for at in range(len(item))}, index=index)
+        cells: Any = {at: array[at : at + 1] for at in range(len(item))}
+        if isinstance(array, np.ndarray):
+            cells = array.reshape(1, -1)
+        # With the dtype: pandas would take objects that are all text for its own kind of text.
+        frame = pd.DataFrame(cells, index=index, dtype=item.dtype)
         frame.columns = item.index
         return frame
 
