@@ -41,6 +41,7 @@ cdef extern from "message.h" nogil:
     ctypedef struct bt_outgoing:
         bt_writer w
         uint32_t frames
+        uint64_t frame_bytes
 
     bt_message *bt_message_new(bt_zmsg *zmsg, uint32_t frames)
     void bt_message_keep(bt_message *m)
@@ -72,6 +73,7 @@ cdef extern from "plane.h" nogil:
         bt_scheduler *scheduler
         int64_t max_queue_rows
         int64_t run_timeout_ns
+        uint64_t max_message_bytes
         uint64_t max_unread_bytes
 
     ctypedef enum bt_command_kind:

@@ -158,6 +158,7 @@ cdef extern from "scheduler.h" nogil:
         BT_DIED
         BT_INVALID
         BT_UNRUN
+        BT_UNSENT
 
     enum:
         BT_BATCH_ROWS_BUCKETS

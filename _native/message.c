@@ -344,7 +344,6 @@ static int write_buffer(bt_outgoing *o, bt_slice *slices, bt_wire_buffer *buffer
         total += bytes;
         if (bytes > largest) largest = bytes;
     }
-    if (total > BT_MAX_MESSAGE_BYTES) return -1;
     if (buffers[0].row_bytes == BT_VAR) {
         uint8_t *lengths = bt_write_padded(&o->w, NULL, (size_t)4 * rows);
         if (lengths == NULL) return -1;
@@ -383,15 +382,59 @@ static void abandon(bt_outgoing *o, uint32_t frames, bt_wire_buffer *buffers)
     free(buffers);
 }
 
-int bt_write_slices(bt_outgoing *o, bt_record_type type, uint64_t id, int64_t budget_ns,
-                    uint32_t padded_rows, const uint8_t *key, uint32_t key_bytes,
-                    bt_slice *slices, size_t count)
+static uint64_t max_bytes(const bt_outgoing *o) { return o->max_bytes ? o->max_bytes : BT_MAX_MESSAGE_BYTES; }
+
+uint64_t bt_slices_bytes(bt_slice *slices, size_t count, uint32_t key_bytes)
+{
+    uint16_t n = slices[0].rows->buffers;
+    uint64_t rows = 0, bytes = BT_PACKET_HEADER + bt_wire_rows_bytes(n, key_bytes, 0), start, size;
+    for (size_t i = 0; i < count; i++) {
+        rows += slices[i].count;
+        bt_wire_rows_walk(slices[i].rows, &slices[i].walk);
+    }
+    for (uint16_t b = 0; b < n; b++) {
+        uint64_t total = 0;
+        for (size_t i = 0; i < count; i++) {
+            bt_wire_buffer buffer;
+            bt_wire_rows_next(slices[i].rows, &slices[i].walk, &buffer);
+            range_of(&slices[i], &buffer, b, &start, &size);
+            total += size;
+            if (i == 0 && buffer.row_bytes == BT_VAR) bytes += bt_pad8((size_t)(4 * rows));
+        }
+        bytes += bt_pad8((size_t)total);
+    }
+    return bytes;
+}
+
+/* Whether the message has room for the rows. What they came in with is mostly far
+ * less than that, and then says so without a look at each of them. */
+static bt_written has_room(const bt_outgoing *o, bt_slice *slices, size_t count, uint32_t key_bytes)
+{
+    uint64_t before = o->w.bytes + o->frame_bytes, rows = 0, most = 0;
+    for (size_t i = 0; i < count; i++) {
+        most += slices[i].rows->data_bytes;
+        rows += slices[i].count;
+    }
+    most += bt_wire_rows_bytes(slices[0].rows->buffers, key_bytes, 0) +
+            (4 * rows + 16) * slices[0].rows->buffers;
+    if (before + most <= max_bytes(o)) return BT_WRITTEN;
+    uint64_t bytes = bt_slices_bytes(slices, count, key_bytes);
+    if (bytes > max_bytes(o)) return BT_TOO_LARGE;
+    return before - BT_PACKET_HEADER + bytes > max_bytes(o) ? BT_NO_ROOM : BT_WRITTEN;
+}
+
+bt_written bt_write_slices(bt_outgoing *o, bt_record_type type, uint64_t id, int64_t budget_ns,
+                           uint32_t padded_rows, const uint8_t *key, uint32_t key_bytes,
+                           bt_slice *slices, size_t count)
 {
     bt_wire_buffer few[4], *many = NULL, *buffers = few;
     uint32_t rows = 0, frames_before = o->frames;
     uint16_t n = slices[0].rows->buffers;
-    if (o->w.failed) return -1;
-    if (count > sizeof few / sizeof *few && (many = buffers = malloc(count * sizeof *many)) == NULL) return -1;
+    if (o->w.failed) return BT_NO_MEMORY;
+    bt_written room = has_room(o, slices, count, key_bytes);
+    if (room != BT_WRITTEN) return room;
+    if (count > sizeof few / sizeof *few && (many = buffers = malloc(count * sizeof *many)) == NULL)
+        return BT_NO_MEMORY;
     for (size_t i = 0; i < count; i++) {
         rows += slices[i].count;
         bt_wire_rows_walk(slices[i].rows, &slices[i].walk);
@@ -401,18 +444,17 @@ int bt_write_slices(bt_outgoing *o, bt_record_type type, uint64_t id, int64_t bu
     size_t descriptor = o->w.bytes;
     for (uint16_t i = 0; i < n; i++) bt_write_descriptor(&o->w, 0, 0, 0);
     bt_write_padded(&o->w, key, key_bytes);
-    for (uint16_t i = 0; i < n; i++) {
-        if (write_buffer(o, slices, buffers, i, count, rows, descriptor + (size_t)BT_DESCRIPTOR_BYTES * i) != 0 ||
-            o->w.failed) {
-            abandon(o, frames_before, many);
-            return -1;
-        }
+    for (uint16_t i = 0; i < n && !o->w.failed; i++) {
+        size_t at = descriptor + (size_t)BT_DESCRIPTOR_BYTES * i;
+        if (write_buffer(o, slices, buffers, i, count, rows, at) != 0) o->w.failed = 1;
     }
-    if (o->w.failed || o->frames - frames_before > UINT16_MAX) {
+    uint32_t frames = o->frames - frames_before;
+    if (o->w.failed || frames > UINT16_MAX) {
+        bt_written why = o->w.failed ? BT_NO_MEMORY : BT_TOO_LARGE;
         abandon(o, frames_before, many);
-        return -1;
+        return why;
     }
-    bt_write_rows_end(&o->w, (uint16_t)(o->frames - frames_before));
+    bt_write_rows_end(&o->w, (uint16_t)frames);
     free(many);
-    return 0;
+    return BT_WRITTEN;
 }

@@ -64,6 +64,7 @@ typedef struct {
     uint32_t capacity;
     uint64_t frame_bytes;    /* of the frames behind the packet */
     uint64_t spare_bytes;    /* more that they keep alive */
+    uint64_t max_bytes;      /* of a message; 0: BT_MAX_MESSAGE_BYTES */
 } bt_outgoing;
 
 void bt_outgoing_start(bt_outgoing *o);
@@ -94,10 +95,20 @@ typedef struct {
 /* Writes one record of all the slices' rows, joined buffer by buffer. Small
  * slices are copied together, a large one becomes a frame that is a view of
  * the message that it came in. All slices have the same layout (see
- * bt_same_layout). -1 when out of memory or above a limit: nothing was written. */
-int bt_write_slices(bt_outgoing *o, bt_record_type type, uint64_t id, int64_t budget_ns,
-                    uint32_t padded_rows, const uint8_t *key, uint32_t key_bytes,
-                    bt_slice *slices, size_t count);
+ * bt_same_layout). Not 0: nothing was written. */
+typedef enum {
+    BT_WRITTEN = 0,
+    BT_NO_MEMORY = 1,
+    BT_NO_ROOM = 2,   /* in this message, but in one of its own it would have */
+    BT_TOO_LARGE = 3, /* for any message: in bytes, or in frames */
+} bt_written;
+
+bt_written bt_write_slices(bt_outgoing *o, bt_record_type type, uint64_t id, int64_t budget_ns,
+                           uint32_t padded_rows, const uint8_t *key, uint32_t key_bytes,
+                           bt_slice *slices, size_t count);
+
+/* What a message of such a record alone would hold, all frames together. */
+uint64_t bt_slices_bytes(bt_slice *slices, size_t count, uint32_t key_bytes);
 
 /* Whether two records have the same number of buffers with the same row sizes. */
 int bt_same_layout(const bt_wire_rows *a, const bt_wire_rows *b);

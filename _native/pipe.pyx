@@ -195,7 +195,7 @@ cdef class Pipe:
             except BaseException:
                 self.free_place(call.id)
                 raise
-        elif call.port is None or self.out.w.bytes >= 1 << 20:
+        elif call.port is None or self.out.w.bytes >= 1 << 20 or self.out.frame_bytes >= 8 << 20:
             self.flush_now()
         elif self.scheduled is not call.port:
             self.scheduled = call.port

@@ -269,12 +269,15 @@ static int64_t check(bt_plane *p, bt_peer *peer, const bt_message *m)
         }
         bt_checked *c = &p->checked[n];
         step = bt_packet_next(&packet, &c->record);
-        if (step == 0) return n;
+        int large = step == 0 && m->bytes > p->max_message_bytes;
+        if (step == 0 && !large) return n;
         int broken =
-            step < 0 || bt_record_check(&c->record, bt_message_frame_size, m, &c->body) != BT_WIRE_OK;
+            step <= 0 || bt_record_check(&c->record, bt_message_frame_size, m, &c->body) != BT_WIRE_OK;
         if (!broken) continue;
         if (peer == NULL || peer->role != BT_ROLE_CLIENT) return -1;
-        bt_wire_error e = bt_plain_error(BT_E_MALFORMED, "malformed packet");
+        char text[BT_TEXT_BYTES] = "malformed packet";
+        if (large) bt_too_large(p, m->bytes, "a message", text);
+        bt_wire_error e = bt_plain_error(BT_E_MALFORMED, text);
         for (uint32_t i = 0; i < n + (step == 1); i++)
             if (p->checked[i].record.type == BT_CALL)
                 bt_write_error(&bt_peer_post(p, peer)->w, p->checked[i].record.id, &e);
@@ -515,6 +518,7 @@ bt_plane *bt_plane_new(const bt_plane_options *o)
     p->scheduler = o->scheduler;
     p->run_timeout_ns = o->run_timeout_ns;
     p->max_queue_rows = o->max_queue_rows;
+    p->max_message_bytes = o->max_message_bytes < BT_MAX_MESSAGE_BYTES ? o->max_message_bytes : BT_MAX_MESSAGE_BYTES;
     p->max_unread_bytes = o->max_unread_bytes;
     p->next_ping = first_ping(p);
     p->until_ns = BT_NEVER;

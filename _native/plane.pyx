@@ -35,6 +35,7 @@ cdef class Plane:
         scheduler: a `Scheduler`; touched only by the plane, or inside `query`.
         max_queue_rows: the scheduler's, for messages.
         run_timeout_ns: a worker whose batch takes longer is reported; -1: never.
+        max_message_bytes: of one message, all frames together, received or sent.
         max_unread_bytes: a client that has more of its answers unread is cut off.
 
     Messages are lists of frames, as docs/protocol.md has them. Thread-safe, except that
@@ -47,7 +48,8 @@ cdef class Plane:
 
     def __cinit__(
         self, str name, bytes description, router, monitor, scheduler, *,
-        int64_t max_queue_rows=65_536, int64_t run_timeout_ns=-1, uint64_t max_unread_bytes=536_870_912,
+        int64_t max_queue_rows=65_536, int64_t run_timeout_ns=-1, uint64_t max_message_bytes=2_147_483_648,
+        uint64_t max_unread_bytes=536_870_912,
     ):
         cdef bytes encoded = name.encode()
         cdef bt_plane_options options
@@ -59,6 +61,7 @@ cdef class Plane:
         options.scheduler = <bt_scheduler *><size_t>scheduler._address
         options.max_queue_rows = max_queue_rows
         options.run_timeout_ns = run_timeout_ns
+        options.max_message_bytes = max_message_bytes
         options.max_unread_bytes = max_unread_bytes
         self._pid = getpid()
         self._router, self._monitor, self._scheduler = router, monitor, scheduler

@@ -182,10 +182,11 @@ static bt_slice *slices(bt_plane *p, size_t count)
     return p->slices;
 }
 
-/* Gathers the decision's rows into one record for the worker. -1: no memory, or
- * too large for one message. */
-static int write_batch(bt_plane *p, bt_peer *worker, const bt_decision *d)
+/* Gathers the decision's rows into one record for the worker. Not 0: why it
+ * cannot be sent is in *error and `text`. */
+static int write_batch(bt_plane *p, bt_peer *worker, const bt_decision *d, bt_wire_error *error, char *text)
 {
+    *error = bt_plain_error(BT_E_OVERLOADED, "no memory to send the call");
     bt_slice *s = slices(p, d->part_count ? d->part_count : 1);
     const bt_group *group = NULL;
     if (s == NULL) return -1;
@@ -201,8 +202,8 @@ static int write_batch(bt_plane *p, bt_peer *worker, const bt_decision *d)
         s[i].offsets = NULL;
     }
     if (group == NULL) return -1;
-    return bt_write_slices(bt_peer_post(p, worker), BT_BATCH, d->batch, -1, (uint32_t)d->padded_rows, group->key,
-                           group->key_bytes, s, d->part_count);
+    return (int)bt_peer_write(p, worker, BT_BATCH, d->batch, (uint32_t)d->padded_rows, group->key,
+                              group->key_bytes, s, d->part_count, error, text);
 }
 
 void bt_plane_dispatch(bt_plane *p)
@@ -219,10 +220,11 @@ void bt_plane_dispatch(bt_plane *p)
         p->until_ns = d.until_ns;
         if (d.action != BT_RUN) return;
         bt_peer *worker = bt_peer_free_worker(p);
-        if (worker == NULL || write_batch(p, worker, &d) != 0) {
-            bt_wire_error e = bt_plain_error(BT_E_OVERLOADED, "the batch cannot be sent: it is too large, or memory is short");
-            /* Its calls may well fit one by one: halved like a batch that raised. */
-            bt_plane_ended(p, d.batch, BT_RAISED, &e);
+        char text[BT_TEXT_BYTES];
+        bt_wire_error e = bt_plain_error(BT_E_OVERLOADED, "no worker is free");
+        if (worker == NULL || write_batch(p, worker, &d, &e, text) != 0) {
+            /* Its calls may well fit one by one; a call alone is told why it does not. */
+            bt_plane_ended(p, d.batch, BT_UNSENT, &e);
             continue;
         }
         bt_running *running = &worker->running[worker->busy++];
@@ -249,9 +251,23 @@ static int64_t take_running(bt_plane *p, bt_peer *worker, uint64_t batch)
 
 /* ---- answers ----------------------------------------------------------------------- */
 
-static void answer_failed(bt_plane *p, uint32_t place)
+/* The rows of the slices are the call's answer. */
+static void write_answer(bt_plane *p, uint32_t place, const bt_wire_rows *first, bt_slice *slices, size_t count)
 {
-    bt_wire_error e = bt_plain_error(BT_E_OVERLOADED, "the answer cannot be sent: it is too large, or memory is short");
+    bt_entry *e = &p->ledger.entry[place];
+    bt_peer *client = e->owner;
+    bt_wire_error error;
+    char text[BT_TEXT_BYTES];
+    if (bt_peer_write(p, client, BT_ANSWER, e->request, 0, first->key, first->key_bytes, slices, count, &error,
+                      text) != BT_WRITTEN)
+        fail_entry(p, place, &error);
+    else
+        bt_ledger_remove(&p->ledger, &client->calls, place);
+}
+
+static void fail_for_memory(bt_plane *p, uint32_t place)
+{
+    bt_wire_error e = bt_plain_error(BT_E_OVERLOADED, "no memory for the answer");
     fail_entry(p, place, &e);
 }
 
@@ -259,7 +275,6 @@ static void answer_failed(bt_plane *p, uint32_t place)
 static void answer_cut(bt_plane *p, uint32_t place)
 {
     bt_entry *e = &p->ledger.entry[place];
-    bt_peer *client = e->owner;
     size_t count = 0;
     const bt_answer *first = e->answers;
     for (const bt_answer *a = first; a != NULL; a = a->next, count++) {
@@ -279,11 +294,10 @@ static void answer_cut(bt_plane *p, uint32_t place)
         s[i].first_row = a->batch_offset;
         s[i].count = a->count;
     }
-    if (s == NULL || bt_write_slices(bt_peer_post(p, client), BT_ANSWER, e->request, -1, 0, first->rows.key,
-                                     first->rows.key_bytes, s, count) != 0)
-        answer_failed(p, place);
+    if (s == NULL)
+        fail_for_memory(p, place);
     else
-        bt_ledger_remove(&p->ledger, &client->calls, place);
+        write_answer(p, place, &first->rows, s, count);
     free(s);
 }
 
@@ -293,21 +307,16 @@ static void answer(bt_plane *p, const bt_settled *part, bt_message *m, const bt_
     uint32_t place = bt_ledger_place(&p->ledger, part->tag);
     if (place == BT_NOWHERE) return;
     bt_entry *e = &p->ledger.entry[place];
-    bt_peer *client = e->owner;
     if (part->outcome == BT_ANSWERED && e->answers == NULL) {
         bt_slice s = {.message = m, .rows = rows, .first_row = (uint32_t)part->batch_offset,
                       .count = (uint32_t)part->rows, .offsets = offsets};
-        if (bt_write_slices(bt_peer_post(p, client), BT_ANSWER, e->request, -1, 0, rows->key, rows->key_bytes,
-                            &s, 1) != 0)
-            answer_failed(p, place);
-        else
-            bt_ledger_remove(&p->ledger, &client->calls, place);
+        write_answer(p, place, rows, &s, 1);
         return;
     }
     if (bt_ledger_keep_answer(e, m, rows, (uint32_t)part->batch_offset, (uint32_t)part->rows,
                               part->first_row) != 0) {
         bt_cancel(p->scheduler, e->id);
-        answer_failed(p, place);
+        fail_for_memory(p, place);
     } else if (part->outcome == BT_ANSWERED) {
         answer_cut(p, place);
     }

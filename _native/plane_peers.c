@@ -1,5 +1,6 @@
 /* Peers of the native plane: who is connected, and what leaves for them. */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -226,6 +227,36 @@ bt_outgoing *bt_peer_post(bt_plane *p, bt_peer *peer)
     }
     if (peer->trouble != 0) bt_outgoing_start(&peer->out); /* it leaves: nobody will read it */
     return &peer->out;
+}
+
+void bt_too_large(const bt_plane *p, uint64_t bytes, const char *what, char *text)
+{
+    snprintf(text, BT_TEXT_BYTES, "%s of %llu bytes is above max_message_bytes, %llu", what,
+             (unsigned long long)bytes, (unsigned long long)p->max_message_bytes);
+}
+
+bt_written bt_peer_write(bt_plane *p, bt_peer *peer, bt_record_type type, uint64_t id, uint32_t padded_rows,
+                         const uint8_t *key, uint32_t key_bytes, bt_slice *slices, size_t count,
+                         bt_wire_error *error, char *text)
+{
+    bt_outgoing *o = bt_peer_post(p, peer);
+    o->max_bytes = p->max_message_bytes;
+    bt_written w = bt_write_slices(o, type, id, -1, padded_rows, key, key_bytes, slices, count);
+    if (w == BT_NO_ROOM) {
+        seal(p, peer);
+        w = bt_write_slices(o, type, id, -1, padded_rows, key, key_bytes, slices, count);
+    }
+    if (w == BT_WRITTEN) return w;
+    const char *what = type == BT_BATCH ? "a call" : "an answer";
+    uint64_t bytes = bt_slices_bytes(slices, count, key_bytes);
+    if (w == BT_NO_MEMORY)
+        snprintf(text, BT_TEXT_BYTES, "no memory to send %s of %llu bytes", what, (unsigned long long)bytes);
+    else if (bytes > p->max_message_bytes)
+        bt_too_large(p, bytes, what, text);
+    else
+        snprintf(text, BT_TEXT_BYTES, "%s is in more than %u frames", what, UINT16_MAX);
+    *error = bt_plain_error(w == BT_NO_MEMORY ? BT_E_OVERLOADED : BT_E_INVALID_PAYLOAD, text);
+    return w;
 }
 
 void bt_plane_put(bt_plane *p, uint64_t client, bt_message *message)

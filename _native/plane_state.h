@@ -9,6 +9,7 @@
 
 #define BT_IDENTITY_BYTES 256
 #define BT_BUCKETS 256
+#define BT_TEXT_BYTES 160 /* of a message of ours, about an error */
 
 typedef struct {
     uint64_t batch;
@@ -70,7 +71,7 @@ struct bt_plane {
     bt_scheduler *scheduler;
     int64_t run_timeout_ns;
     int64_t max_queue_rows;
-    uint64_t max_unread_bytes;
+    uint64_t max_message_bytes, max_unread_bytes;
 
     pthread_mutex_t lock;         /* held for a turn: everything below up to the queues */
     bt_plane_state state;
@@ -103,6 +104,10 @@ bt_peer *bt_peer_new(bt_plane *p, uint16_t role, const void *identity, size_t by
 bt_peer *bt_peer_find(bt_plane *p, const void *identity, size_t bytes);
 void bt_peer_free(bt_plane *p, bt_peer *peer);
 bt_outgoing *bt_peer_post(bt_plane *p, bt_peer *peer);  /* where the next record for it goes */
+/* Writes the rows into what leaves for the peer. Not BT_WRITTEN: *error says why, in `text`. */
+bt_written bt_peer_write(bt_plane *p, bt_peer *peer, bt_record_type type, uint64_t id, uint32_t padded_rows,
+                         const uint8_t *key, uint32_t key_bytes, bt_slice *slices, size_t count,
+                         bt_wire_error *error, char *text);
 void bt_peer_slots(const bt_plane *p, int64_t *idle, int64_t *total);
 bt_peer *bt_peer_free_worker(bt_plane *p);
 int bt_plane_flush(bt_plane *p);                        /* 1 if a peer was lost on the way */
@@ -128,6 +133,8 @@ void bt_plane_lose(bt_plane *p, bt_peer *worker, const bt_wire_error *error);
 void bt_plane_kill(bt_plane *p, bt_peer *worker, const char *why);
 void bt_plane_kill_hung(bt_plane *p, int64_t now_ns);
 
+/* Says of something so large that it is above max_message_bytes. */
+void bt_too_large(const bt_plane *p, uint64_t bytes, const char *what, char *text);
 /* An error of this code and text, without anything else. */
 bt_wire_error bt_plain_error(uint16_t code, const char *text);
 /* The error in a message of one ERROR record, which a command brought. */

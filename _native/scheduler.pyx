@@ -29,7 +29,7 @@ cdef tuple VERDICTS = ("admitted", "refused_queue", "refused_late", "refused_siz
 cdef tuple ACTIONS = ("idle", "wait", "run")
 cdef tuple REASONS = ("full", "worker_free", "everyone_here", "hold_expired", "budget", "cap", "rerun")
 cdef tuple OUTCOMES = ("part", "answered", "rerun", "failed", "lost", "broken", "gone", "expired")
-cdef tuple FINISHES = ("ok", "raised", "died", "invalid", "unrun")
+cdef tuple FINISHES = ("ok", "raised", "died", "invalid", "unrun", "unsent")
 cdef tuple RULES = ("learned", "greedy", "fixed")
 cdef tuple OBJECTIVES = ("latency", "throughput")
 
@@ -223,7 +223,7 @@ cdef class Scheduler:
         """Ends a batch: one entry per part, in their order.
 
         Raises:
-            ValueError: `how` is none of ok, raised, died, invalid, unrun.
+            ValueError: `how` is none of ok, raised, died, invalid, unrun, unsent.
             KeyError: no batch of this id is running.
         """
         cdef size_t count, i

@@ -302,18 +302,34 @@ static int open_trial(bt_scheduler *s, bt_batch *b) {
     return 0;
 }
 
-/* By call, in two: the first half runs first. A call whose neighbours left while
- * it ran runs once more, alone: nobody knows yet who was guilty. */
+/* By call, in two: the first half runs first. */
+static void seal_halves(bt_scheduler *s, bt_batch *b, size_t live) {
+    size_t middle = 0;
+    for (size_t taken = 0; taken < live / 2; middle++) taken += s->settled[middle].outcome == BT_RERUN;
+    if (live > 0) seal(s, b, middle, b->part_count, -1, BT_FAILED);
+    if (middle > 0) seal(s, b, 0, middle, -1, BT_FAILED);
+}
+
+/* A call whose neighbours left while it ran runs once more, alone: nobody knows
+ * yet who was guilty. */
 static void settle_raised(bt_scheduler *s, bt_batch *b, size_t live) {
     int broken_model = s->failed_whole && !b->trial;
     if (!s->options.isolate_errors || broken_model || b->part_count == 1 || open_trial(s, b)) {
         fail_all(s, b, BT_FAILED);
         return;
     }
-    size_t middle = 0;
-    for (size_t taken = 0; taken < live / 2; middle++) taken += s->settled[middle].outcome == BT_RERUN;
-    if (live > 0) seal(s, b, middle, b->part_count, -1, BT_FAILED);
-    if (middle > 0) seal(s, b, 0, middle, -1, BT_FAILED);
+    seal_halves(s, b, live);
+}
+
+/* Nothing ran, so isolation has no say. */
+static void settle_unsent(bt_scheduler *s, bt_batch *b, size_t live) {
+    if (live > 1 && open_trial(s, b) == 0) {
+        seal_halves(s, b, live);
+        return;
+    }
+    int64_t failed = b->trial ? b->trial->failed : 0;
+    fail_all(s, b, BT_FAILED);
+    if (b->trial) b->trial->failed = failed;
 }
 
 /* The first death: the same calls once more. The second: each alone. The
@@ -372,6 +388,7 @@ const bt_settled *bt_finished(bt_scheduler *s, uint64_t batch, int64_t now_ns, b
     else if (how == BT_RAISED) settle_raised(s, b, live);
     else if (how == BT_DIED) settle_died(s, b);
     else if (how == BT_UNRUN) settle_unrun(s, b, live);
+    else if (how == BT_UNSENT) settle_unsent(s, b, live);
     else fail_all(s, b, BT_BROKEN);
     *count = b->part_count;
     bt_policy_finished(s->policy, now_ns, b->group->number, count_final(s, *count), b->rows, b->padded_rows,

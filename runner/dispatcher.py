@@ -50,6 +50,7 @@ from .wire import (
     Role,
     Rows,
     Type,
+    message_bytes,
     parse,
 )
 
@@ -85,12 +86,13 @@ class Dispatcher:
         self._run_timeout_ms = serving.run_timeout_ms
         self._max_unread_bytes = serving.max_unread_bytes
         self._ledger = Ledger(serving.scheduler, serving.max_queue_rows)
-        self._peers = Peers()
+        self._max_message_bytes = serving.max_message_bytes
+        self._peers = Peers(serving.max_message_bytes)
         self._mailbox = Mailbox()
         self._state = _State.OPEN
         self._gate = threading.Lock()  # between the last post and the end of taking them
         self._drained: Future[None] = Future()
-        self._router = Router()
+        self._router = Router(serving.max_message_bytes)
         self._thread = threading.Thread(target=self._serve, name=f"batching-{serving.name}", daemon=True)
         self._failing: Failure | None = None
 
@@ -229,7 +231,7 @@ class Dispatcher:
     def _receive(self, identity: bytes, frames: list[zmq.Frame]) -> None:
         peer = self._peers.get(identity)
         try:
-            records = parse([frame.buffer for frame in frames])
+            records = parse([frame.buffer for frame in frames], self._max_message_bytes)
         except BadPacket as error:
             self.counters.dropped += 1
             if isinstance(peer, Client):
@@ -356,7 +358,7 @@ class Dispatcher:
         deadline_ns = NONE
         if record.budget_ns != NONE:
             deadline_ns = time.monotonic_ns() + min(record.budget_ns, _LONGEST_BUDGET_NS)
-        origin = _RemoteOrigin(self._post, client, record.id)
+        origin = _RemoteOrigin(self._post, self._too_large, client, record.id)
         entry = Entry(origin, record.rows, record.key, record.buffers, deadline_ns)
         client.calls[record.id] = entry
         self._admit(entry)
@@ -373,11 +375,23 @@ class Dispatcher:
             batch = self._ledger.next_batch(now_ns, *self._peers.slots())
             if batch is None:
                 return
+            if failure := self._too_large("a call", batch.record):
+                # Its calls may well fit one by one; a call alone is told why it does not.
+                self._ledger.ended(now_ns, batch.id, "unsent", failure)
+                continue
             worker = self._peers.free_worker()
             limit_ms = self._run_timeout_ms
             kill_ns = None if limit_ms is None else now_ns + int(limit_ms * _NS_PER_MS)
             worker.running[batch.id] = Running(batch.record.rows, kill_ns)
             self._post(worker, batch.record)
+
+    def _too_large(self, what: str, record: Rows) -> Failure | None:
+        """Why the record cannot be sent; None if it can."""
+        size, limit = message_bytes(record), self._max_message_bytes
+        if size <= limit:
+            return None
+        text = f"{what} of {size} bytes is above max_message_bytes, {limit}"
+        return Failure(record.id, Code.INVALID_PAYLOAD, text)
 
     # ---- workers -------------------------------------------------------------------
 
@@ -568,10 +582,17 @@ class Dispatcher:
 class _RemoteOrigin:
     """A call of a client: its outcome leaves as a record."""
 
-    __slots__ = ("_client", "_id", "_post", "client")
+    __slots__ = ("_client", "_id", "_post", "_too_large", "client")
 
-    def __init__(self, post: Callable[[Client, Record], None], client: Client, id_: int) -> None:
+    def __init__(
+        self,
+        post: Callable[[Client, Record], None],
+        too_large: Callable[[str, Rows], Failure | None],
+        client: Client,
+        id_: int,
+    ) -> None:
         self._post = post
+        self._too_large = too_large
         self._client = client
         self._id = id_
         self.client = client.number
@@ -585,7 +606,8 @@ class _RemoteOrigin:
             return
         rows = sum(part.rows for part in parts)
         buffers = join([part.buffers for part in parts])
-        self._post(self._client, Rows(Type.ANSWER, self._id, rows, parts[0].key, buffers))
+        record = Rows(Type.ANSWER, self._id, rows, parts[0].key, buffers)
+        self._post(self._client, self._too_large("an answer", record) or record)
 
     def fail(self, failure: Failure) -> None:
         if self._client.calls.pop(self._id, None) is not None:

@@ -29,7 +29,7 @@ _NS_PER_MS = 1e6
 
 
 # How a batch without a result ended.
-Ending = Literal["raised", "died", "invalid", "unrun"]
+Ending = Literal["raised", "died", "invalid", "unrun", "unsent"]
 
 
 @dataclass(slots=True)

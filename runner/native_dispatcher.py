@@ -34,11 +34,11 @@ class NativeDispatcher:
         name = serving.name
         self.endpoint = ""
         self._hooks = serving.hooks
-        self._router = Router()
+        self._router = Router(serving.max_message_bytes)
         self._plane = native.plane.Plane(
             name, serving.description, *self._router.sockets, serving.scheduler,
             max_queue_rows=serving.max_queue_rows, run_timeout_ns=_timeout_ns(serving.run_timeout_ms),
-            max_unread_bytes=serving.max_unread_bytes,
+            max_message_bytes=serving.max_message_bytes, max_unread_bytes=serving.max_unread_bytes,
         )  # fmt: skip
         self._pipe: native.pipe.Pipe | None = None
         self._drained = threading.Event()

@@ -70,7 +70,8 @@ class Worker(Peer):
 class Peers:
     """All connections, found by identity, by descriptor, and by who is free."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_message_bytes: int) -> None:
+        self._max_message_bytes = max_message_bytes
         self._by_identity: dict[bytes, Client | Worker] = {}
         self.workers: list[Worker] = []  # the one that was free last stands last: its caches are warm
         self._dirty: list[Client | Worker] = []
@@ -124,7 +125,7 @@ class Peers:
             full.append(peer.packet)
             peer.packet = None
         if peer.packet is None:
-            peer.packet = Packet()
+            peer.packet = Packet(self._max_message_bytes)
             self._dirty.append(peer)
         peer.packet.add(record)
         return full

@@ -28,13 +28,12 @@ _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 6_000
 _LINGER_MS = 500
 _PROBE_S = 1.0
-_MAX_MESSAGE_BYTES = 2**31
 
 
 class Router:
     """A ROUTER socket that says when a message cannot be sent. Not thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_message_bytes: int) -> None:
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         # A message to a peer that is gone or full is an error here, never dropped silently.
@@ -42,7 +41,9 @@ class Router:
         self._socket.setsockopt(zmq.SNDHWM, _SEND_HIGH_WATER)
         self._socket.setsockopt(zmq.RCVHWM, _RECEIVE_HIGH_WATER)
         self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE_BYTES)
+        # Of one frame, before there is memory for it: libzmq ends the connection. Whole messages
+        # are looked at by whoever reads them.
+        self._socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
 
     def bind(self, endpoint: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .._native.scheduler import Scheduler
 from .backlog import MAX_UNREAD_BYTES
-from .wire import Rows
+from .wire import MAX_MESSAGE_BYTES, Rows
 
 __all__ = ["Counters", "Hooks", "Serving"]
 
@@ -47,6 +47,7 @@ class Serving:
         hooks: who hears of workers.
         max_queue_rows: the scheduler's, for messages.
         run_timeout_ms: a worker whose batch takes longer is killed; None: never.
+        max_message_bytes: of one message, all frames together, received or sent.
         max_unread_bytes: a client that has more of its answers unread is cut off.
     """
 
@@ -56,4 +57,5 @@ class Serving:
     hooks: Hooks
     max_queue_rows: int
     run_timeout_ms: float | None = None
+    max_message_bytes: int = MAX_MESSAGE_BYTES
     max_unread_bytes: int = MAX_UNREAD_BYTES

@@ -22,6 +22,7 @@ from typing import Any
 __all__ = [
     "HELLO",
     "INLINE_MAX_BYTES",
+    "MAX_MESSAGE_BYTES",
     "MISSING",
     "NONE",
     "VAR",
@@ -38,6 +39,7 @@ __all__ = [
     "Role",
     "Rows",
     "Type",
+    "message_bytes",
     "parse",
 ]
 
@@ -222,7 +224,8 @@ class Packet:
     buffers are not copied.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = MAX_MESSAGE_BYTES) -> None:
+        self._max_bytes = max_bytes
         self._parts: list[Bytes] = []
         self._frames: list[Bytes] = []
         self._inline_bytes = _PACKET.size
@@ -236,8 +239,8 @@ class Packet:
 
     def fits(self, record: Record) -> bool:
         """Whether one more record keeps the limits of one message."""
-        size_bytes = self.size_bytes + _size_bound(record)
-        return self.records < MAX_RECORDS and size_bytes <= MAX_MESSAGE_BYTES
+        size_bytes = self.size_bytes + _record_bytes(record)
+        return self.records < MAX_RECORDS and size_bytes <= self._max_bytes
 
     def add(self, record: Record) -> None:
         if isinstance(record, Rows):
@@ -333,22 +336,38 @@ def _fitted(record: Failure) -> list[bytes]:
     return texts
 
 
-def _size_bound(record: Record) -> int:
+def message_bytes(record: Record) -> int:
+    """What a message of this record alone holds, all frames together; a few more for frames."""
+    return _PACKET.size + _record_bytes(record)
+
+
+def _record_bytes(record: Record) -> int:
     if isinstance(record, Rows):
-        data = sum(buffer.data_bytes + 4 * record.rows + 32 for buffer in record.buffers)
-        return data + len(record.key) + len(record.metadata) + 128
-    return MAX_TEXT_BYTES + 1024 if isinstance(record, Failure) else 2 * MAX_TEXT_BYTES
+        head = _RECORD.size + _ROWS.size + _padded(len(record.key)) + _padded(len(record.metadata))
+        return head + sum(_buffer_bytes(buffer) for buffer in record.buffers)
+    if isinstance(record, Failure):
+        return _RECORD.size + _ERROR.size + _padded(sum(len(text) for text in _fitted(record)))
+    if isinstance(record, Greeting):
+        texts = _padded(len(record.name.encode())) + _padded(len(record.description))
+        return _RECORD.size + _GREETING.size + texts
+    return _RECORD.size
+
+
+def _buffer_bytes(buffer: Buffer) -> int:
+    lengths = 0 if buffer.lengths is None else _padded(4 * len(buffer.lengths))
+    return _BUFFER.size + lengths + _padded(buffer.data_bytes)
 
 
 # ---- parsing ------------------------------------------------------------------
 
 
-def parse(frames: Sequence[Bytes]) -> list[Record]:
-    """The records of one message; `BadPacket` if any rule is broken, whichever it is."""
+def parse(frames: Sequence[Bytes], max_bytes: int = MAX_MESSAGE_BYTES) -> list[Record]:
+    """The records of one message of at most so many bytes, all frames together; `BadPacket` if
+    any rule is broken, whichever it is."""
     views = [memoryview(frame).cast("B") for frame in frames]
     ids: list[int] = []
     try:
-        return _Reader(views, ids).records()
+        return _Reader(views, ids, max_bytes).records()
     except BadPacket as error:
         raise BadPacket(str(error), ids) from None
 
@@ -356,9 +375,10 @@ def parse(frames: Sequence[Bytes]) -> list[Record]:
 class _Reader:
     """One pass over a message. Every slice is checked by `_take` before it is made."""
 
-    def __init__(self, frames: list[memoryview], ids: list[int]) -> None:
+    def __init__(self, frames: list[memoryview], ids: list[int], max_bytes: int) -> None:
         _check(bool(frames), "a message has at least one frame")
-        _check(sum(len(frame) for frame in frames) <= MAX_MESSAGE_BYTES, "message too large")
+        self.bytes = sum(len(frame) for frame in frames)
+        self.max_bytes = max_bytes
         self.packet, self.frames = frames[0], frames[1:]
         self.ids = ids
         self.at = 0
@@ -373,6 +393,9 @@ class _Reader:
         records = [self._record() for _ in range(count)]
         _check(self.at == len(self.packet), "bytes after the last record")
         _check(not self.frames, "frames that no record owns")
+        # Last, when it is known whose calls are in it.
+        rule = f"a message of {self.bytes} bytes is above max_message_bytes, {self.max_bytes}"
+        _check(self.bytes <= self.max_bytes, rule)
         return records
 
     def _record(self) -> Record:

@@ -55,6 +55,13 @@ class Picky(Runner):
         return np.sqrt(x)
 
 
+class Widen(Runner):
+    """Answers with far more than it was given."""
+
+    def _run_batch(self, x: np.ndarray) -> np.ndarray:
+        return np.zeros((len(x), 60_000), np.uint8)
+
+
 class Short(Runner):
     """Returns one row too few."""
 

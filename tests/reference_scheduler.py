@@ -381,6 +381,7 @@ class Scheduler:
             "died": self._died,
             "invalid": self._invalid,
             "unrun": self._unrun,
+            "unsent": self._unsent,
         }
         outcomes = settle[how](done, parts)
         self._close(done)
@@ -420,12 +421,23 @@ class Scheduler:
         broken_model = self.failed_whole and batch.trial is None
         if not self.options["isolate_errors"] or broken_model or len(batch.parts) == 1:
             return self._fail(batch, parts, "failed")
+        return self._halve(batch, parts)
+
+    def _halve(self, batch, parts):
         batch.trial = batch.trial or Trial()
         half = len(parts) // 2
         for some in (parts[half:], parts[:half]):
             if some:
                 self._seal(batch, some)
         return {part.call.id: "rerun" for part in parts}
+
+    def _unsent(self, batch, parts):
+        if len(parts) > 1:
+            return self._halve(batch, parts)
+        outcomes = self._fail(batch, parts, "failed")
+        if batch.trial is not None:
+            batch.trial.failed -= len(parts)
+        return outcomes
 
     def _died(self, batch, parts):
         if not self.options["isolate_errors"]:

@@ -479,6 +479,52 @@ def test_clients_that_read_get_any_number_of_bytes(little_room):
         assert service._running._dispatcher.counters.cut_off == 0
 
 
+@pytest.fixture
+def short_messages(monkeypatch):
+    """A message may have 100,000 bytes."""
+    monkeypatch.setattr(running, "Serving", partial(running.Serving, max_message_bytes=100_000))
+
+
+def test_a_message_above_its_size_fails_its_calls_with_both_numbers(short_messages, echo):
+    service, peer = echo
+    peer.greet("Echo")
+    item = np.zeros(60_000, np.uint8)
+    calls = [Rows(Type.CALL, id_, 1, key_of(item), [Buffer(60_000, [item.data])]) for id_ in (1, 2)]
+    peer.say(*calls)
+    errors = peer.hear()
+    assert [error.id for error in errors] == [1, 2]
+    for error in errors:
+        assert "a message of 120" in error.message
+        assert "is above max_message_bytes, 100000" in error.message
+    peer.say(calls[0])
+    assert peer.hear()[0].type == Type.ANSWER
+    assert service.statistics().messages_dropped == 1
+
+
+def test_an_answer_above_the_size_of_a_message_is_an_error_that_names_both(short_messages):
+    runner = models.Widen(options=BatchOptions(max_batch_size=1))
+    with runner_service(runner) as service, connect(service.endpoint, "Widen") as handle:
+        assert handle.run_batch(np.zeros(1)).shape == (1, 60_000)
+        with pytest.raises(InvalidPayload, match=r"an answer of 120.* is above max_message_bytes, 100000"):
+            handle.run_batch(np.zeros(2))
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_a_batch_above_the_size_of_a_message_is_halved_and_nothing_is_run_twice(
+    short_messages, test, isolate
+):
+    with serve(test, isolate_errors=isolate) as service:
+        blocker = Caller(service.run, "blocker")
+        batch = test.expect_batch()
+        calls = [Caller(service.run, bytes([i]) * 60_000) for i in range(3)]
+        wait_until(lambda: service.statistics().queued_calls == 3, "three waiting calls")
+        seen = test.answer(lambda rows: ("echo", None))
+        batch.echo()
+        assert [call.result() for call in calls] == [bytes([i]) * 60_000 for i in range(3)]
+        assert [len(rows) for rows in seen] == [1, 1, 1]
+        assert blocker.result() == "blocker"
+
+
 def test_answers_for_a_client_that_is_behind_come_in_order_also_after_the_end(little_room):
     size = 1 << 17
     with runner_service(models.Echo(options=BatchOptions(max_batch_size=1))) as service:

@@ -94,7 +94,9 @@ class Service:
         self.router.bind(endpoint)
         self.endpoint = endpoint
         timeout_ns = options.pop("run_timeout_ns", -1)
-        limits = {name: options.pop(name) for name in ("max_unread_bytes",) if name in options}
+        limits = {
+            name: options.pop(name) for name in ("max_unread_bytes", "max_message_bytes") if name in options
+        }
         self.scheduler = Scheduler(**{"rule": "greedy", **options})
         self.plane = Plane(
             "model", b"{}", self.router, self.monitor, self.scheduler, run_timeout_ns=timeout_ns, **limits
@@ -646,6 +648,51 @@ def test_a_batch_that_one_message_cannot_hold_is_halved_until_it_fits(start):
         worker.reply(worker.next())
     client.outcome()
     assert sorted(client.outcome() for _ in range(2)) == [(id_, [id_] * 40_000) for id_ in (1, 2)]
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_a_batch_above_the_size_of_a_message_is_halved_and_nothing_is_run_twice(start, isolate):
+    service = start(max_message_bytes=MEGABYTE + 4_096, isolate_errors=isolate)
+    client, worker = service.client(), service.worker()
+    client.call(99)
+    first = worker.next()
+    client.send(big_call(1))
+    client.send(big_call(2))
+    client.send((PING, 9, None))
+    assert client.next()[0] == PONG
+    worker.reply(first)
+    for _ in range(2):
+        batch = worker.next()
+        assert batch[2][1] == 1
+        worker.reply(batch)
+    assert client.outcome() == (99, [99])
+    assert [client.next()[:2] for _ in range(2)] == [(ANSWER, 1), (ANSWER, 2)]
+
+
+def test_an_answer_above_the_size_of_a_message_is_an_error_that_names_both(start):
+    service = start(max_message_bytes=100_000, max_batch_rows=1)
+    client, worker = service.client(), service.worker()
+    client.call(1, rows=2)
+    for _ in range(2):
+        _, id_, _ = worker.next()
+        worker.send((RESULT, id_, (-1, 1, 1, 0, b"wide", b"", [(60_000, None, bytes(60_000))])))
+    kind, id_, content = client.next()
+    assert (kind, id_, content[0]) == (ERROR, 1, INVALID_PAYLOAD)
+    assert content[3] == b"an answer of 120088 bytes is above max_message_bytes, 100000"
+
+
+def test_a_message_above_its_size_fails_its_calls_with_both_numbers(start):
+    service = start(max_message_bytes=100_000)
+    client = service.client()
+    calls = [(CALL, id_, (-1, 1, 1, 0, b"wide", b"", [(60_000, None, bytes(60_000))])) for id_ in (1, 2)]
+    client.send(*calls)
+    for id_ in (1, 2):
+        kind, at, content = client.next()
+        assert (kind, at, content[0]) == (ERROR, id_, MALFORMED)
+        assert content[3] == b"a message of 120160 bytes is above max_message_bytes, 100000"
+    assert service.dropped() == 1
+    client.send(calls[0])
+    service.worker().next()
 
 
 def test_a_packet_that_waits_holds_little_more_memory_than_it_fills():

@@ -460,6 +460,20 @@ def test_a_batch_that_was_handed_back_runs_next_as_if_it_had_not_been_out(make, 
     )
 
 
+@pytest.mark.parametrize("isolate", [True, False])
+def test_a_batch_that_cannot_be_sent_is_halved_and_says_nothing_of_the_model(make, isolate):
+    s = make(isolate_errors=isolate, max_batch_rows=4)
+    admit(s, 1, 1, 1, 1)
+    batches, verdicts = run_all(s, lambda tags: "unsent")
+    assert batches == [[0, 1, 2, 3], [0, 1], [0], [1], [2, 3], [2], [3]]
+    assert set(verdicts.values()) == {"failed"}
+    # A model that raises now is not taken to be broken.
+    admit(s, 1, 1)
+    batch = run(s)
+    expected = "rerun" if isolate else "failed"
+    assert set(outcomes(s.finished(batch.batch, 1, "raised")).values()) == {expected}
+
+
 def test_nothing_is_left_of_a_batch_that_was_handed_back_without_a_call(make):
     s = make()
     (only,) = admit(s, 1)

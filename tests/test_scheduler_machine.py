@@ -137,7 +137,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             raises = any(tag % 7 in raising for tag in tags)
             self.finish_one(ids, "died" if kills else "raised" if raises else "ok")
 
-    @rule(batch=consumes(batches), how=st.sampled_from(["ok", "ok", "raised", "died", "invalid", "unrun"]))
+    @rule(
+        batch=consumes(batches),
+        how=st.sampled_from(["ok", "ok", "raised", "died", "invalid", "unrun", "unsent"]),
+    )
     def finish(self, batch, how):
         self.finish_one(batch, how)
 

@@ -24,6 +24,7 @@ from batching.runner.wire import (
     Plain,
     Rows,
     Type,
+    message_bytes,
     parse,
 )
 
@@ -90,6 +91,12 @@ def comparable(record):
 def test_what_is_built_is_read_back(records):
     again = parse(packed(*records))
     assert [comparable(record) for record in again] == [comparable(record) for record in records]
+
+
+@given(messages)
+def test_the_size_of_a_message_is_known_before_it_is_built(records):
+    for record in records:
+        assert message_bytes(record) == sum(len(frame) for frame in packed(record))
 
 
 @given(messages)

@@ -687,7 +687,8 @@ static void live(const char *folder, uint64_t seed, uint32_t calls)
     l->scheduler = bt_scheduler_new(&rules);
     bt_plane_options options = {.name = "model", .description = (const uint8_t *)"{}", .description_bytes = 2,
                                 .router = router, .monitor = monitor, .scheduler = l->scheduler,
-                                .max_queue_rows = 400, .run_timeout_ns = -1, .max_unread_bytes = 1 << 18};
+                                .max_queue_rows = 400, .run_timeout_ns = -1, .max_message_bytes = 1 << 30,
+                                .max_unread_bytes = 1 << 18};
     l->plane = bt_plane_new(&options);
     if (l->scheduler == NULL || l->plane == NULL) fail("no plane");
     start(l, &plane, 60, seed, run_plane);

@@ -161,7 +161,7 @@ static void step(bt_scheduler *s) {
     case 0: case 1: case 2: case 3: admit(s); break;
     case 4: case 5: decide(s); break;
     case 6: finish(s, BT_OK); break;
-    case 7: finish(s, (bt_finish)below(5)); break;
+    case 7: finish(s, (bt_finish)below(6)); break;
     case 8: now_ns += below(400); break;
     default:
         if (below(4)) cancel(s);
