@@ -14,7 +14,9 @@ cdef extern from "zmqapi.h" nogil:
 
     ctypedef struct bt_zmq_table:
         void (*version)(int *major, int *minor, int *patch)
+        int (*msg_init)(bt_zmsg *m)
         int (*msg_init_size)(bt_zmsg *m, size_t bytes)
+        int (*msg_copy)(bt_zmsg *to, bt_zmsg *source)
         void *(*msg_data)(bt_zmsg *m)
         int (*msg_close)(bt_zmsg *m)
 
@@ -33,6 +35,7 @@ cdef extern from "message.h" nogil:
     ctypedef struct bt_message:
         uint32_t frames
         bt_frame *frame
+        bt_zmsg *zmsg
 
     ctypedef struct bt_inbox:
         bt_zmsg *zmsg

@@ -52,7 +52,7 @@ cdef class ArrayKey:
     cdef int type_num
     cdef int row_ndim
     cdef cnp.npy_intp row_shape[32]
-    cdef size_t row_bytes
+    cdef size_t row_bytes, alignment
     cdef object dtype
 
     cdef bint is_of(self, cnp.ndarray array, int first) noexcept:
@@ -83,6 +83,7 @@ cdef ArrayKey new_array_key(bytes key, cnp.ndarray array, int first):
     made.key = key
     made.type_num = cnp.PyArray_TYPE(array)
     made.dtype = array.dtype
+    made.alignment = made.dtype.alignment
     made.row_ndim = cnp.PyArray_NDIM(array) - first
     made.row_bytes = cnp.PyArray_ITEMSIZE(array)
     for axis in range(made.row_ndim):
@@ -91,8 +92,38 @@ cdef ArrayKey new_array_key(bytes key, cnp.ndarray array, int first):
     return made
 
 
+# ---- large answers ------------------------------------------------------------------
+
+# An answer of so many bytes in one frame is not copied: it is the frame.
+cdef size_t SHOWN = 1 << 16
+
+
+@cython.final
+@cython.internal
+cdef class Frame:
+    """A frame of a message, for as long as an array shows it. Nobody else's rows are in what is shown."""
+
+    cdef bt_zmsg zmsg
+
+    def __cinit__(self):
+        bt_zmq.msg_init(&self.zmsg)
+
+    def __dealloc__(self):
+        bt_zmq.msg_close(&self.zmsg)
+
+
+cdef bint can_be_shown(bt_message *message, bt_wire_buffer *buffer, ArrayKey key) noexcept:
+    return (
+        buffer.frames == 1 and buffer.bytes >= SHOWN
+        and <uintptr_t>message.frame[buffer.first_frame].data % key.alignment == 0
+    )
+
+
 # The place of what is no call; places of calls are far below it.
 cdef uint32_t QUESTION = 0xFFFFFFFF
+# A packet with so many bytes, its frames included, leaves at once: a message is received whole or not at all,
+# so that a larger one would only keep everybody behind it idle.
+cdef uint64_t ENOUGH = 1 << 20
 
 
 # ---- calls in, outcomes out ----------------------------------------------------------
@@ -195,7 +226,7 @@ cdef class Pipe:
             except BaseException:
                 self.free_place(call.id)
                 raise
-        elif call.port is None or self.out.w.bytes >= 1 << 20 or self.out.frame_bytes >= 8 << 20:
+        elif call.port is None or self.out.w.bytes + self.out.frame_bytes >= ENOUGH:
             self.flush_now()
         elif self.scheduled is not call.port:
             self.scheduled = call.port
@@ -510,6 +541,7 @@ cdef class PipeEngine(NativeEngine):
         cdef bt_wire_buffer buffer
         cdef cnp.npy_intp shape[33]
         cdef cnp.ndarray array
+        cdef Frame frame
         cdef int axis, first = 1 if call.batched else 0
         bt_wire_rows_walk(rows, &walk)
         if rows.buffers != 1 or not bt_wire_rows_next(rows, &walk, &buffer) or buffer.row_bytes != <int64_t>key.row_bytes:
@@ -519,8 +551,16 @@ cdef class PipeEngine(NativeEngine):
         shape[0] = rows.rows
         for axis in range(key.row_ndim):
             shape[axis + first] = key.row_shape[axis]
-        array = cnp.PyArray_SimpleNew(key.row_ndim + first, shape, key.type_num)
-        bt_copy_range(message, &buffer, 0, buffer.bytes, <uint8_t *>cnp.PyArray_DATA(array))
+        if not can_be_shown(message, &buffer, key):
+            array = cnp.PyArray_SimpleNew(key.row_ndim + first, shape, key.type_num)
+            bt_copy_range(message, &buffer, 0, buffer.bytes, <uint8_t *>cnp.PyArray_DATA(array))
+            return array
+        frame = Frame.__new__(Frame)
+        bt_zmq.msg_copy(&frame.zmsg, &message.zmsg[buffer.first_frame])
+        array = cnp.PyArray_SimpleNewFromData(
+            key.row_ndim + first, shape, key.type_num, <void *>message.frame[buffer.first_frame].data
+        )
+        cnp.set_array_base(array, frame)
         return array
 
     cdef object _any(self, Call call, bt_message *message, bt_wire_rows *rows):
