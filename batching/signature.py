@@ -181,8 +181,10 @@ class Signature:
             if not batched:
                 kind = self._registry.of_item(type(value))
                 batch = kind.lift(value)
-                # A Series is lifted to a row of a DataFrame.
-                return (self._registry.find(type(batch)) or kind), batch
+                if type(batch) not in kind.types:
+                    # A Series is lifted to a row of a DataFrame.
+                    kind = self._registry.find(type(batch)) or kind
+                return kind, batch
             found = self._registry.find(type(value))
             if found is not None:
                 return found, found.check(value)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import payload_models
 import pytest
 from pandas.testing import assert_frame_equal, assert_series_equal
 
@@ -220,6 +221,61 @@ def test_the_simple_path_is_for_one_positional_array_only() -> None:
     assert not Signature(one, group_by=len).simple
     assert not Signature(one, pad=Pad()).simple
     assert not Signature(lambda x, y=1: x, static_args=["y"]).simple
+
+
+class Counting(dict):
+    """What was looked up in it."""
+
+    def __init__(self) -> None:
+        self.asked: list[type] = []
+
+    def __getitem__(self, key: type) -> Any:
+        self.asked.append(key)
+        return super().__getitem__(key)
+
+
+class Text(str):
+    __slots__ = ()
+
+
+def test_a_kind_is_found_by_one_access_to_a_dictionary_a_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    def model(x, y=None): ...
+
+    signature = Signature(model, kinds=[payload_models.SignalKind()])
+    registry = signature._registry
+    values = [
+        np.arange(3),
+        pd.DataFrame({"a": [1]}),
+        payload_models.Signals(8, np.ones(4)),
+        {"of": [1, "list"]},
+        Text("x"),
+        pd.Series([1.5]),
+    ]
+
+    def asked(work: Any) -> tuple[Any, list[type]]:
+        registry._found.asked = []
+        return work(), registry._found.asked
+
+    registry._found = Counting()
+    for value in values:
+        signature.describe((value,), {}, False)
+        signature.describe(([value],), {}, True)
+    # From now on every type is known: whatever else a lookup would do, it does not.
+    monkeypatch.setattr(type(registry), "_look_up", None)
+    for value in values[:-1]:
+        call, types = asked(lambda value=value: signature.describe((value,), {}, False))
+        assert types == [type(value)]
+        _, types = asked(lambda call=call: signature.finish(call.payload, [call.payload.batches[0][1]]))
+        assert types == [type(call.payload.batches[0][1])]
+    # Becomes a row of a frame, so there are two types.
+    assert asked(lambda: signature.describe((values[-1],), {}, False))[1] == [pd.Series, pd.DataFrame]
+    # The types of elements are nobody's business.
+    call, types = asked(lambda: signature.describe((values, np.arange(6)), {}, True))
+    assert types == [list, np.ndarray]
+    assert asked(lambda: signature.split((values, np.arange(6)), [2, 4]))[1] == [list, np.ndarray]
+    # Over the wire a kind is named.
+    sent, types = asked(lambda: signature.encode(call.payload))
+    assert asked(lambda: signature.decode(sent.key, sent.buffers, 6))[1] == types == []
 
 
 # --- results ------------------------------------------------------------------------------------
