@@ -176,8 +176,27 @@ cdef extern from "scheduler.h" nogil:
         int64_t batches
         int64_t batch_rows[40]  # BT_BATCH_ROWS_BUCKETS
         int64_t released[7]     # BT_RELEASE_COUNT
+        int64_t predicted_ns[7]
+        int64_t actual_ns[7]
         int64_t groups
         bt_policy_statistics policy
+
+    enum:
+        BT_RECENT_RELEASES
+        BT_RELEASE_RUNNING
+
+    ctypedef struct bt_released:
+        int64_t number
+        int64_t released_ns
+        bt_release reason
+        int64_t calls
+        int64_t rows
+        int64_t padded_rows
+        int64_t idle_slots
+        int64_t held_ns
+        int64_t predicted_ns
+        int64_t took_ns
+        int32_t how
 
     bt_scheduler *bt_scheduler_new(const bt_options *options)
     void bt_scheduler_free(bt_scheduler *s)
@@ -189,5 +208,6 @@ cdef extern from "scheduler.h" nogil:
     size_t bt_expired(bt_scheduler *s, bt_settled *out, size_t capacity)
     const bt_settled *bt_finished(bt_scheduler *s, uint64_t batch, int64_t now_ns, bt_finish how, size_t *count)
     void bt_get_statistics(const bt_scheduler *s, bt_statistics *out)
+    size_t bt_recent_releases(const bt_scheduler *s, bt_released *out, size_t capacity)
     const char *bt_check(const bt_scheduler *s)
     int64_t bt_live_objects()

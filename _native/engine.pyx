@@ -311,7 +311,7 @@ cdef class Engine(NativeEngine):
             return Overloaded(
                 f"an answer is predicted in {predicted_ms:.3g} ms, after the call's {call.deadline_ms:g} ms", predicted_ms
             )
-        queued = self.statistics()["queued_rows"]
+        queued = self._owner.statistics()["queued_rows"]
         return Overloaded(
             f"{queued} rows are queued, and {call.rows} more would exceed max_queue_rows, {limit}", predicted_ms
         )
@@ -735,8 +735,13 @@ cdef class Engine(NativeEngine):
         self.fail_all(self.setup_error)
 
     def statistics(self):
-        """The scheduler's numbers, with the `groups` seen and `workers_ready`."""
-        return {**self._owner.statistics(), "groups": self._next_group, "workers_ready": int(self._ready)}
+        """The scheduler's numbers, with the `groups` seen, `workers_ready` and `recent_releases`."""
+        return {
+            **self._owner.statistics(),
+            "groups": self._next_group,
+            "workers_ready": int(self._ready),
+            "recent_releases": self._owner.recent_releases(),
+        }
 
     def check(self):
         """Checks every invariant of the scheduler; AssertionError names the one that does not hold."""

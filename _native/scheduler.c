@@ -241,7 +241,7 @@ int bt_cancel(bt_scheduler *s, bt_id id) {
 
 /* ---- the decision: which group --------------------------------------------------------- */
 
-static bt_hold ask_policy(const bt_scheduler *s, const bt_group *g, int64_t idle_slots) {
+static bt_hold ask_policy(const bt_scheduler *s, bt_group *g, int64_t idle_slots) {
     const bt_node *tightest = bt_heap_first(&g->tight);
     bt_view view = {
         .group = g->number,
@@ -254,7 +254,9 @@ static bt_hold ask_policy(const bt_scheduler *s, const bt_group *g, int64_t idle
         .total_slots = s->total_slots,
         .queued_rows_all = s->counted.queued_rows,
     };
-    return bt_policy_hold(s->policy, s->now_ns, &view);
+    bt_hold hold = bt_policy_hold(s->policy, s->now_ns, &view);
+    if (hold.hold_until_ns > s->now_ns && g->held_since_ns == BT_NEVER) g->held_since_ns = s->now_ns;
+    return hold;
 }
 
 /* The waiting groups in the order of their ranks; at most MOST_GROUPS_HELD. */
@@ -303,6 +305,8 @@ static int form(bt_scheduler *s, bt_group *g, int64_t idle_slots, const bt_hold 
     int64_t limit = bt_least(most, bt_most(1, hold->take_rows));
     bt_batch *b = bt_batch_new(s, g, NULL, bt_queue_parts(g, limit));
     if (!b) return -1;
+    if (g->held_since_ns != BT_NEVER) b->held_ns = s->now_ns - g->held_since_ns;
+    g->held_since_ns = BT_NEVER;
     int64_t in_time = bt_split_in_time(s, g, limit, idle_slots);
     bt_queue_fill(s, g, b, in_time, in_time < limit && g->queued_rows <= limit);
     while (bt_drop_late(s, b)) bt_queue_fill(s, g, b, bt_rows_in_time(s, b, limit), 0);
@@ -339,6 +343,7 @@ static int fill_slot(bt_scheduler *s, int64_t idle_slots, bt_decision *out) {
 int bt_decide(bt_scheduler *s, int64_t now_ns, int64_t idle_slots, int64_t total_slots, bt_decision *out) {
     s->now_ns = now_ns;
     s->total_slots = bt_most(1, total_slots);
+    s->idle_slots = idle_slots;
     *out = (bt_decision){.action = BT_IDLE, .until_ns = BT_NEVER};
     expire_due(s);
     if (idle_slots > 0 && fill_slot(s, idle_slots, out) < 0) return -1;

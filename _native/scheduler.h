@@ -140,9 +140,27 @@ typedef struct {
     int64_t batches;    /* handed out, re-runs included */
     int64_t batch_rows[BT_BATCH_ROWS_BUCKETS];
     int64_t released[BT_RELEASE_COUNT];
+    /* By reason, of the batches that ended well and had a prediction: what was predicted, what they took. */
+    int64_t predicted_ns[BT_RELEASE_COUNT];
+    int64_t actual_ns[BT_RELEASE_COUNT];
     int64_t groups;     /* that have a call in the queue or in flight now */
     bt_policy_statistics policy;
 } bt_statistics;
+
+#define BT_RECENT_RELEASES 256 /* that are remembered one by one */
+#define BT_RELEASE_RUNNING (-1)
+
+typedef struct {
+    int64_t number;       /* of the batch, counted from 1 */
+    int64_t released_ns;
+    bt_release reason;
+    int64_t calls, rows, padded_rows;
+    int64_t idle_slots;   /* free at that moment, its own among them */
+    int64_t held_ns;      /* from the first decision to hold these calls to the release; 0: not held */
+    int64_t predicted_ns; /* mean cost foreseen at the release; 0: nothing was known */
+    int64_t took_ns;      /* -1: it runs */
+    int32_t how;          /* bt_finish, or BT_RELEASE_RUNNING */
+} bt_released;
 
 /* ---- calls ------------------------------------------------------------ */
 
@@ -179,6 +197,8 @@ const bt_settled *bt_finished(bt_scheduler *s, uint64_t batch, int64_t now_ns,
                               bt_finish how, size_t *count);
 
 void bt_get_statistics(const bt_scheduler *s, bt_statistics *out);
+/* The last releases, oldest first; copies up to `capacity` of the newest ones and returns how many. */
+size_t bt_recent_releases(const bt_scheduler *s, bt_released *out, size_t capacity);
 
 /* Checks every invariant; NULL if all hold, else the sentence that does not. */
 const char *bt_check(const bt_scheduler *s);

@@ -15,6 +15,19 @@ class Decision(NamedTuple):
     reason: str | None
     parts: list[tuple[int, int, int, int]]
 
+class Release(NamedTuple):
+    number: int
+    released_ns: int
+    reason: str
+    calls: int
+    rows: int
+    padded_rows: int
+    idle_slots: int
+    held_ns: int
+    predicted_ns: int | None
+    took_ns: int | None
+    how: Literal["running", "ok", "raised", "died", "invalid", "unrun"]
+
 class Settled(NamedTuple):
     id: int
     tag: int
@@ -61,6 +74,7 @@ class Scheduler:
         how: Literal["ok", "raised", "died", "invalid", "unrun", "unsent"] = "ok",
     ) -> list[Settled]: ...
     def statistics(self) -> dict[str, Any]: ...
+    def recent_releases(self) -> list[Release]: ...
     def check(self) -> None: ...
     @property
     def _address(self) -> int: ...

@@ -16,10 +16,11 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 from c_scheduler cimport (
-    BT_BATCH_ROWS_BUCKETS, BT_MAX_ALLOWED_SIZES, BT_NEVER, BT_RELEASE_COUNT, BT_RUN, bt_admission, bt_admit,
-    bt_cancel, bt_check, bt_decide, bt_decision, bt_expired, bt_finish, bt_finished, bt_get_statistics,
-    bt_live_objects, bt_objective, bt_options, bt_part, bt_rule, bt_scheduler, bt_scheduler_free,
-    bt_scheduler_new, bt_set_options, bt_settled, bt_statistics,
+    BT_BATCH_ROWS_BUCKETS, BT_MAX_ALLOWED_SIZES, BT_NEVER, BT_RECENT_RELEASES, BT_RELEASE_COUNT,
+    BT_RELEASE_RUNNING, BT_RUN, bt_admission, bt_admit, bt_cancel, bt_check, bt_decide, bt_decision, bt_expired,
+    bt_finish, bt_finished, bt_get_statistics, bt_live_objects, bt_objective, bt_options, bt_part,
+    bt_recent_releases, bt_released, bt_rule, bt_scheduler, bt_scheduler_free, bt_scheduler_new, bt_set_options,
+    bt_settled, bt_statistics,
 )
 
 from collections import namedtuple as _namedtuple
@@ -48,6 +49,11 @@ cdef dict DEFAULTS = {
 
 Admission = _namedtuple("Admission", "verdict id predicted_ns", module=__name__)
 Decision = _namedtuple("Decision", "action until_ns batch group rows padded_rows reason parts", module=__name__)
+Release = _namedtuple(
+    "Release",
+    "number released_ns reason calls rows padded_rows idle_slots held_ns predicted_ns took_ns how",
+    module=__name__,
+)
 Settled = _namedtuple("Settled", "id tag first_row rows batch_offset outcome", module=__name__)
 
 # namedtuple's own constructor is a Python function; the simulator makes millions of these.
@@ -252,9 +258,29 @@ cdef class Scheduler:
             "batches": n.batches,
             "batch_rows": [n.batch_rows[i] for i in range(<int>BT_BATCH_ROWS_BUCKETS)],
             "released": {REASONS[i]: n.released[i] for i in range(<int>BT_RELEASE_COUNT)},
+            "predicted_ns": {REASONS[i]: n.predicted_ns[i] for i in range(<int>BT_RELEASE_COUNT)},
+            "actual_ns": {REASONS[i]: n.actual_ns[i] for i in range(<int>BT_RELEASE_COUNT)},
             "groups": n.groups,
             "policy": n.policy,
         }
+
+    def recent_releases(self):
+        """The last releases, oldest first, 256 at most: see `Release`."""
+        cdef bt_released entries[<int>BT_RECENT_RELEASES]
+        cdef size_t count, i
+        cdef const bt_released *entry
+        cdef list all = []
+        count = bt_recent_releases(self._open(), entries, BT_RECENT_RELEASES)
+        for i in range(count):
+            entry = &entries[i]
+            all.append(new_tuple(Release, (
+                entry.number, entry.released_ns, REASONS[<int>entry.reason], entry.calls, entry.rows,
+                entry.padded_rows, entry.idle_slots, entry.held_ns,
+                entry.predicted_ns if entry.predicted_ns > 0 else None,
+                entry.took_ns if entry.took_ns >= 0 else None,
+                "running" if entry.how == BT_RELEASE_RUNNING else FINISHES[entry.how],
+            )))
+        return all
 
     def check(self):
         """Walks everything; raises AssertionError with the first invariant that does not hold."""

@@ -65,6 +65,7 @@ bt_batch *bt_batch_new(bt_scheduler *s, bt_group *g, bt_trial *trial, size_t par
     b->part_count = 0;
     b->rows = 0;
     b->tightest_ns = BT_NEVER;
+    b->held_ns = 0;
     g->batches++;
     if (trial) trial->open++;
     BT_COUNT(1);
@@ -122,6 +123,7 @@ void bt_batch_start(bt_scheduler *s, bt_batch *b, bt_release reason, bt_decision
     s->counted.batches++;
     s->counted.batch_rows[bucket(b->rows)]++;
     s->counted.released[reason]++;
+    bt_release_note(s, b, reason);
     out->action = BT_RUN;
     out->batch = bt_batch_id(b);
     out->group = b->group->number;
@@ -391,6 +393,7 @@ const bt_settled *bt_finished(bt_scheduler *s, uint64_t batch, int64_t now_ns, b
     else if (how == BT_UNSENT) settle_unsent(s, b, live);
     else fail_all(s, b, BT_BROKEN);
     *count = b->part_count;
+    bt_release_ended(s, b, how);
     bt_policy_finished(s->policy, now_ns, b->group->number, count_final(s, *count), b->rows, b->padded_rows,
                        now_ns - b->started_ns, how == BT_OK);
     bt_batch_release(s, b);

@@ -26,6 +26,7 @@ bt_group *bt_group_at(bt_scheduler *s, uint64_t number) {
     if (g) s->free_groups = g->next_free;
     else if (!(g = calloc(1, sizeof *g))) return NULL;
     g->number = number;
+    g->held_since_ns = BT_NEVER;
     bt_map_put(&s->groups, number, 0, g);
     return g;
 }
@@ -158,7 +159,7 @@ static void unlink_call(bt_scheduler *s, bt_call *c) {
     if (!client->first) client_release(s, g, client);
     if (c->tight.at) bt_heap_remove(&g->tight, &c->tight);
     c->client = NULL;
-    g->queued_calls--;
+    if (--g->queued_calls == 0) g->held_since_ns = BT_NEVER;
     g->zero_calls -= c->rows == 0;
     s->queued_zero_calls -= c->rows == 0;
     if (!c->sealed_parts) s->counted.queued_calls--;

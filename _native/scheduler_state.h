@@ -1,9 +1,10 @@
-/* The inside of the scheduler, shared by its five files and nobody else.
+/* The inside of the scheduler, shared by its six files and nobody else.
  *
  *   scheduler.c         admission, the decision, expiry, statistics
  *   scheduler_queue.c   groups and clients: who waits, and who is taken next
  *   scheduler_batch.c   batches: handed out, settled, run again
  *   scheduler_late.c    who will be late: refused, or dropped
+ *   scheduler_releases.c  what became of the last releases
  *   scheduler_check.c   every invariant, one sentence each
  *
  * A call is in exactly one of three conditions for each of its rows: queued
@@ -71,6 +72,7 @@ struct bt_group {
     int64_t queued_rows;
     int64_t zero_calls;     /* queued calls of no rows */
     int64_t live_calls;
+    int64_t held_since_ns;  /* its queue; BT_NEVER: nothing is held */
     int64_t batches;        /* running or sealed */
     bt_group *next_free;
 };
@@ -98,6 +100,10 @@ struct bt_batch {
     int64_t started_ns;
     int64_t expected_ns;    /* when it should have ended by now; 0: not calibrated */
     int64_t tightest_ns;    /* while it is formed: the least deadline in it */
+    int64_t held_ns;
+    int64_t release;        /* the number of its release, once it runs */
+    int64_t predicted_ns;
+    bt_release reason;
     bt_batch *prev, *next;  /* in `running` or `sealed`; next: the free list */
 };
 
@@ -114,6 +120,7 @@ struct bt_scheduler {
     bt_policy *policy;
     int64_t now_ns;           /* the last time it was told */
     int64_t total_slots;      /* as the last decision was told, at least 1 */
+    int64_t idle_slots;
     uint64_t admitted;        /* numbers the calls */
     int32_t failed_whole;     /* the last batch that was tried to the end failed in every call */
 
@@ -144,6 +151,7 @@ struct bt_scheduler {
 
     int64_t live_calls;
     int64_t queued_zero_calls; /* in the queue, of no rows */
+    bt_released recent[BT_RECENT_RELEASES]; /* number n at (n - 1) % BT_RECENT_RELEASES */
     bt_statistics counted;     /* policy's part and `groups` are filled in when asked for */
 };
 
@@ -234,6 +242,11 @@ int bt_too_late(const bt_scheduler *s, int64_t deadline_ns, int64_t predicted_ns
 int64_t bt_split_in_time(const bt_scheduler *s, const bt_group *g, int64_t limit, int64_t idle_slots);
 size_t bt_drop_late(bt_scheduler *s, bt_batch *b);
 int64_t bt_rows_in_time(const bt_scheduler *s, const bt_batch *b, int64_t limit);
+
+/* ---- scheduler_releases.c --------------------------------------------------- */
+
+void bt_release_note(bt_scheduler *s, bt_batch *b, bt_release reason); /* it starts; counted already */
+void bt_release_ended(bt_scheduler *s, const bt_batch *b, bt_finish how);
 
 /* ---- scheduler.c ------------------------------------------------------------ */
 

@@ -75,6 +75,8 @@ class Outcome:
         arrival_s: (calls,) float64, seconds, when each call was made.
         batch_start_s: (batches,) float64, seconds, when each batch was started.
         policy: what the policy had learned at the end.
+        statistics: the scheduler's numbers at the end, ``recent_releases`` among them: why each of
+            the last batches was let go, its predicted and its actual cost.
     """
 
     latency_s: NDArray[np.float64]
@@ -84,6 +86,7 @@ class Outcome:
     arrival_s: NDArray[np.float64]
     batch_start_s: NDArray[np.float64]
     policy: PolicyStatistics
+    statistics: Statistics
 
 
 def simulate(
@@ -143,7 +146,10 @@ def simulate(
         **source,
     )
     latency_s, called_ns, batch_rows, batch_ns, end_ns = run.run()
-    numbers = Statistics.from_numbers({**scheduler.statistics(), "workers_ready": workers})
+    releases = scheduler.recent_releases()
+    numbers = Statistics.from_numbers(
+        {**scheduler.statistics(), "workers_ready": workers, "recent_releases": releases}
+    )
     scheduler.close()
     return Outcome(
         latency_s=latency_s,
@@ -153,6 +159,7 @@ def simulate(
         arrival_s=called_ns / _NS_PER_S,
         batch_start_s=np.array(batch_ns, np.float64) / _NS_PER_S,
         policy=numbers.policy,
+        statistics=numbers,
     )
 
 

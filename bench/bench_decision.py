@@ -28,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
     "arrivals containers cost policy scheduler scheduler_batch scheduler_check scheduler_late "
-    "scheduler_queue sizing waiting"
+    "scheduler_queue scheduler_releases sizing waiting"
 )
 TRAFFIC = {
     "lone caller": ("loop", 1),

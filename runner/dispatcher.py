@@ -539,6 +539,7 @@ class Dispatcher:
         numbers["messages_dropped"] = self.counters.dropped
         numbers["clients_cut_off"] = self.counters.cut_off
         numbers["workers_ready"] = sum(worker.present for worker in self._peers.workers)
+        numbers["recent_releases"] = self._ledger.scheduler.recent_releases()
         return numbers
 
     def _end(self, failure: Failure) -> None:

@@ -149,6 +149,7 @@ def _numbers(scheduler: Scheduler, counters: tuple[int, int, int, int, int]) -> 
     numbers = scheduler.statistics()
     numbers["messages_dropped"], numbers["clients_cut_off"], numbers["workers_ready"] = counters[:3]
     numbers["groups"] = counters[4]
+    numbers["recent_releases"] = scheduler.recent_releases()
     return numbers
 
 

@@ -25,6 +25,7 @@ SCHEDULER = [
     "_native/scheduler_check.c",
     "_native/scheduler_late.c",
     "_native/scheduler_queue.c",
+    "_native/scheduler_releases.c",
 ]
 LEARNED = [
     "_native/arrivals.c",

@@ -38,6 +38,20 @@ class Decision(NamedTuple):
     parts: list[tuple[int, int, int, int]]
 
 
+class Release(NamedTuple):
+    number: int
+    released_ns: int
+    reason: str
+    calls: int
+    rows: int
+    padded_rows: int
+    idle_slots: int
+    held_ns: int
+    predicted_ns: int | None  # not of interest: the twin learns no costs
+    took_ns: int | None
+    how: str
+
+
 class Settled(NamedTuple):
     id: int
     tag: int
@@ -87,6 +101,7 @@ class Batch:
     trial: Trial | None
     parts: list[Part] = field(default_factory=list)
     id: int = 0
+    release: Release | None = None
 
     @property
     def rows(self) -> int:
@@ -124,6 +139,9 @@ class Scheduler:
         self.sealed: list[Batch] = []  # a stack, the next one last
         self.running: dict[int, Batch] = {}
         self.failed_whole = False
+        self.releases: list[Release] = []
+        self.held_since: dict[int, int] = {}  # group -> when it was first held
+        self.idle_slots = 0
         self.gone: list[Settled] = []
         self.counted = dict.fromkeys(("calls", "answered", "failed", "refused", "expired", "cancelled"), 0)
         self.batch_rows = [0] * 40
@@ -184,6 +202,8 @@ class Scheduler:
         if all(other.client != call.client for other in self._of_group(call.group)):
             turns = self.turns[call.group]
             self.turns[call.group] = [turn for turn in turns if turn.client != call.client]
+        if not self._of_group(call.group):
+            self.held_since.pop(call.group, None)
 
     def _of_group(self, group):
         return [call for call in self.queue if call.group == group]
@@ -210,18 +230,22 @@ class Scheduler:
 
     def decide(self, now_ns, idle_slots=1, total_slots=1):
         self.now_ns = now_ns
+        self.idle_slots = idle_slots
         self._expire_due()
         untils = [call.deadline_ns for call in self.live.values()]
         if idle_slots > 0 and self.sealed:
-            return self._run(self._unstack(), "rerun")
+            return self._run(self._unstack(), "rerun", 0)
         groups = self._groups_by_rank() if idle_slots > 0 else []
         for group in groups:
             until_ns, reason = self._hold(group)
-            if until_ns <= now_ns:
-                return self._run(self._form(group), reason)
-            if len(groups) > MOST_GROUPS_HELD:
-                return self._run(self._form(group), "worker_free")
-            untils.append(until_ns)
+            if until_ns > now_ns:
+                self.held_since.setdefault(group, now_ns)
+                if len(groups) <= MOST_GROUPS_HELD:
+                    untils.append(until_ns)
+                    continue
+                reason = "worker_free"
+            held_ns = now_ns - self.held_since.pop(group, now_ns)
+            return self._run(self._form(group), reason, held_ns)
         until_ns = min(untils, default=NEVER)
         action = "wait" if groups else "idle"
         return Decision(action, None if until_ns == NEVER else until_ns, 0, 0, 0, 0, None, [])
@@ -251,7 +275,7 @@ class Scheduler:
             waits.append(options["max_wait_ns"])
         return calls[0].arrival_ns + min(waits), "cap"
 
-    def _run(self, batch, reason):
+    def _run(self, batch, reason, held_ns):
         batch.id = next(self.ids)
         self.running[batch.id] = batch
         rows = batch.rows
@@ -259,6 +283,21 @@ class Scheduler:
         self.released[reason] += 1
         padded = next((size for size in self.options["allowed_rows"] if size >= rows), rows)
         parts = [(part.call.id, part.call.tag, part.first_row, part.rows) for part in batch.parts]
+        number = sum(self.released.values())
+        batch.release = Release(
+            number,
+            self.now_ns,
+            reason,
+            len(parts),
+            rows,
+            padded,
+            self.idle_slots,
+            held_ns,
+            None,
+            None,
+            "running",
+        )
+        self.releases.append(batch.release)
         return Decision("run", None, batch.id, batch.group, rows, padded, reason, parts)
 
     # ---- forming a batch --------------------------------------------------
@@ -374,6 +413,8 @@ class Scheduler:
     def finished(self, batch, now_ns, how="ok"):
         self.now_ns = now_ns
         done = self.running.pop(batch)
+        ended = done.release._replace(took_ns=now_ns - done.release.released_ns, how=how)
+        self.releases[done.release.number - 1] = ended
         parts = [part for part in done.parts if part.call.id in self.live]
         settle = {
             "ok": self._answer,
@@ -460,6 +501,9 @@ class Scheduler:
             batch.trial = batch.trial or Trial()
             self._seal(batch, parts)
         return {part.call.id: "rerun" for part in parts}
+
+    def recent_releases(self):
+        return self.releases[-256:]
 
     # ---- what there is ----------------------------------------------------
 

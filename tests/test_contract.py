@@ -370,6 +370,24 @@ def test_statistics_add_up(way, request):
     assert numbers.workers_ready == 1
 
 
+def test_statistics_tell_of_each_release_why_and_what_it_cost(way):
+    caller = way(models.Echo)
+    for item in range(3):
+        caller("run", item)
+    numbers = caller.handle.statistics()
+    assert [release.number for release in numbers.recent_releases] == list(range(1, numbers.batches + 1))
+    last = numbers.recent_releases[-1]
+    assert (last.calls, last.rows, last.padded_rows, last.idle_workers) == (1, 1, 1, 1)
+    assert last.reason in numbers.release_reasons
+    assert last.outcome == "ok"
+    assert last.predicted_cost_ms > 0
+    assert last.actual_cost_ms > 0
+    foreseen = [release for release in numbers.recent_releases if release.predicted_cost_ms is not None]
+    actual_ms = sum(release.actual_cost_ms for release in foreseen)
+    assert sum(numbers.actual_cost_ms.values()) == pytest.approx(actual_ms)
+    assert set(numbers.predicted_cost_ms) == set(numbers.release_reasons)
+
+
 # ---- the beginning and the end -----------------------------------------------------------------------
 
 

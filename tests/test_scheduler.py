@@ -560,6 +560,87 @@ def test_an_option_out_of_range_is_refused(options):
         native.Scheduler(**options)
 
 
+# ---- the last releases -----------------------------------------------------------------------------
+
+
+def last_release(scheduler):
+    return scheduler.recent_releases()[-1]
+
+
+def test_a_release_says_why_it_was_held_how_long_and_what_became_of_it(make):
+    s = make(rule="fixed", fixed_rows=8, fixed_wait_ns=50, max_batch_rows=8)
+    admit(s, 1, 2, now_ns=100)
+    assert s.decide(110, 2, 3).action == "wait"
+    admit(s, 0, now_ns=130)
+    decision = s.decide(150, 2, 3)
+    released = last_release(s)
+    assert (released.number, released.released_ns, released.reason) == (1, 150, "cap")
+    assert (released.calls, released.rows, released.padded_rows) == (3, 3, 3)
+    assert (released.idle_slots, released.held_ns) == (2, 40)
+    assert (released.how, released.took_ns) == ("running", None)
+    s.finished(decision.batch, 175)
+    assert (last_release(s).how, last_release(s).took_ns) == ("ok", 25)
+
+
+def test_a_hold_ends_with_the_calls_that_were_held(make):
+    s = make(rule="fixed", fixed_rows=8, fixed_wait_ns=50)
+    (held,) = admit(s, 1)
+    s.decide(0, 1, 1)
+    s.cancel(held)
+    admit(s, 8, now_ns=30)
+    run(s, 30)
+    assert (last_release(s).reason, last_release(s).held_ns) == ("full", 0)
+
+
+@pytest.mark.parametrize("how", ["raised", "died", "invalid", "unrun"])
+def test_a_release_that_ended_badly_says_how(make, how):
+    s = make(isolate_errors=False)
+    admit(s, 1)
+    s.finished(run(s).batch, 7, how)
+    assert (last_release(s).how, last_release(s).took_ns) == (how, 7)
+
+
+def test_only_the_last_releases_are_remembered(make):
+    s = make()
+    for _ in range(300):
+        admit(s, 1)
+        s.finished(run(s).batch, 0)
+    admit(s, 1)
+    first = run(s)
+    for _ in range(299):
+        admit(s, 1)
+        run(s)
+    s.finished(first.batch, 5)  # its entry is another batch's by now
+    assert [release.number for release in s.recent_releases()] == list(range(345, 601))
+    assert {release.how for release in s.recent_releases()} == {"running"}
+
+
+def test_predicted_and_actual_costs_are_summed_up_by_reason():
+    s = native.Scheduler(max_batch_rows=2, rule="greedy")
+    now_ns = 0
+    for rows, took_ns in ((1, 100), (1, 120), (2, 150), (2, 150)):
+        admit(s, rows, now_ns=now_ns)
+        s.finished(run(s, now_ns).batch, now_ns + took_ns)
+        now_ns += 1000
+    first, second, third, fourth = s.recent_releases()
+    assert first.predicted_ns is None  # nothing was known, so that it is in neither sum
+    assert second.predicted_ns == 100
+    numbers = s.statistics()
+    assert numbers["actual_ns"]["worker_free"] == 120
+    assert numbers["predicted_ns"]["worker_free"] == 100
+    assert numbers["actual_ns"]["full"] == 300
+    assert numbers["predicted_ns"]["full"] == third.predicted_ns + fourth.predicted_ns
+
+
+def test_a_batch_that_failed_is_in_no_sum_of_costs():
+    s = native.Scheduler(rule="greedy", isolate_errors=False)
+    admit(s, 1)
+    s.finished(run(s).batch, 100)
+    admit(s, 1)
+    s.finished(run(s, 100).batch, 900, "raised")
+    assert sum(s.statistics()["actual_ns"].values()) == 0
+
+
 def test_a_refused_option_changes_nothing():
     s = native.Scheduler(max_batch_rows=2, rule="greedy")
     with pytest.raises(ValueError, match="must"):

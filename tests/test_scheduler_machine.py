@@ -180,8 +180,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.native.check()
         self.twin.check()
         ours = self.native.statistics()
-        ours.pop("policy")
+        for learned in ("policy", "predicted_ns", "actual_ns"):
+            ours.pop(learned)
         assert ours == self.twin.statistics()
+        releases = [release._replace(predicted_ns=None) for release in self.native.recent_releases()]
+        assert releases == self.twin.recent_releases()
 
 
 SchedulerMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

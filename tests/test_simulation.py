@@ -95,6 +95,20 @@ def test_a_closed_loop_of_one_has_the_latency_of_its_batches():
     assert outcome.duration_s == pytest.approx(100 * (0.001 + cost(1)))
 
 
+def test_an_outcome_tells_of_the_last_releases():
+    outcome = simulate(
+        np.arange(300.0), lambda rows, rng: 1e-3 * rows, options=BatchOptions(max_batch_size=4)
+    )
+    releases = outcome.statistics.recent_releases
+    assert len(releases) == 256
+    assert [release.number for release in releases] == list(range(45, 301))
+    last = releases[-1]
+    assert last.released_s == 299.0
+    assert (last.reason, last.outcome, last.rows) == ("worker_free", "ok", 1)
+    assert last.predicted_cost_ms == pytest.approx(last.actual_cost_ms)
+    assert last.held_ms == 0
+
+
 def test_release_reasons_count_every_batch():
     outcome = closed(1)
     assert sum(outcome.release_reasons.values()) == len(outcome.batch_rows) == len(outcome.batch_start_s)
