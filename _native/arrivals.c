@@ -17,6 +17,8 @@
 #define EVIDENCE_KEEP (1.0 - 1.0 / 128.0)
 #define NEWS_LIMIT 3.0
 #define EVIDENCE_FLOOR (-4.0)
+/* Belief beyond which there is no doubt. */
+#define CLOSED 0.9
 /* Under either model a call may come out of the blue: once in ten seconds. */
 #define BLUE_HZ_NS 1e-10
 
@@ -92,6 +94,10 @@ bt_crowd *bt_arrivals_follow(bt_arrivals *a, uint64_t group) {
 double bt_arrivals_missing(const bt_crowd *c) {
     double missing = c->population - (double)c->inside;
     return missing > 0.5 ? missing : 0.0;
+}
+
+int bt_arrivals_everyone_here(const bt_crowd *c) {
+    return bt_arrivals_missing(c) <= 0.0 && c->surprise < BT_RARELY;
 }
 
 /* ---- events ------------------------------------------------------------------ */
@@ -170,6 +176,10 @@ void bt_arrivals_completed(bt_arrivals *a, bt_crowd *c, int64_t now_ns, int64_t 
 
 double bt_arrivals_belief(const bt_arrivals *a) {
     return a->evidence > 20.0 ? 1.0 : 1.0 / (1.0 + exp(-a->evidence));
+}
+
+int bt_arrivals_closed(const bt_arrivals *a) {
+    return bt_arrivals_belief(a) >= CLOSED;
 }
 
 const char *bt_arrivals_check(const bt_arrivals *a) {

@@ -75,11 +75,15 @@ void bt_arrivals_advance(bt_arrivals *a, bt_crowd *c, int64_t now_ns);
 
 /* Callers that are out and may come back. */
 double bt_arrivals_missing(const bt_crowd *c);
+/* Nobody is missing, and it is rare that more come than are known. */
+int bt_arrivals_everyone_here(const bt_crowd *c);
 /* How far `returns` is to be believed against `gaps`: 0 to 1. */
 double bt_arrivals_belief(const bt_arrivals *a);
 
 /* ---- small things, inline because a decision walks through many bins ---------- */
 
+/* The callers are a fixed number of such as come back, beyond doubt. */
+int bt_arrivals_closed(const bt_arrivals *a);
 /* Share of those at risk that come within a bin, 0 to below 1. One who did not come is presumed in
  * every bin, so that little evidence is no evidence. */
 static inline double bt_hazard_share(const bt_hazard *h, int bin) {

@@ -7,6 +7,7 @@
 #include "arrivals.h"
 #include "cost.h"
 #include "sizing.h"
+#include "spacing.h"
 #include "waiting.h"
 
 /* How often the long run is judged anew: at every completion at first, then now and then. */
@@ -17,6 +18,8 @@
 /* Before a deadline a batch is released so much earlier than it would have to be: timers are late. */
 #define SLACK_NS 50000
 #define SLACK_SHARE 16
+/* Of what a batch takes: nobody waits for others for longer, whatever they promise. */
+#define HOLD_SHARE 0.5
 
 struct bt_policy {
     bt_policy_options options;
@@ -29,7 +32,10 @@ struct bt_policy {
     int64_t completed_ns;  /* the last completion of any group */
     int64_t completions;
     double busy_share;     /* of one slot's time, recent */
-    double rows_per_ns;    /* answered, recent */
+    double recent_rows;    /* answered, fading with the batches, */
+    double recent_ns;      /* and the time that it took */
+    double rows_per_ns;    /* the one by the other */
+    bt_spacing spacing;
     bt_policy_statistics seen;
 };
 
@@ -109,7 +115,14 @@ static void learn_load(bt_policy *p, int64_t now_ns, int64_t rows, int64_t took_
     if (p->completions++ == 0 || span_ns <= 0.0) return;
     double news = span_ns / (span_ns + LOAD_BATCHES * took);
     p->busy_share += news * (fmin(1.0, took / span_ns) - p->busy_share);
-    p->rows_per_ns += news * ((double)rows / span_ns - p->rows_per_ns);
+    double keep = 1.0 - 1.0 / (LOAD_BATCHES * (double)p->total_slots);
+    p->recent_rows = keep * p->recent_rows + (double)rows;
+    p->recent_ns = keep * p->recent_ns + span_ns;
+    p->rows_per_ns = p->recent_rows / p->recent_ns;
+}
+
+static int is_planned(int64_t completions) {
+    return completions < PLAN_ALWAYS || completions % PLAN_EVERY == 0;
 }
 
 void bt_policy_finished(bt_policy *p, int64_t now_ns, uint64_t group, int64_t answered, int64_t rows,
@@ -124,14 +137,15 @@ void bt_policy_finished(bt_policy *p, int64_t now_ns, uint64_t group, int64_t an
         }
         bt_cost_learn(&p->cost, padded_rows, (double)took_ns);
     }
+    bt_costs costs = costs_of(p);
+    if (is_planned(p->completions)) {
+        bt_spacing_plan(&p->spacing, &costs, p->rows_per_ns, p->total_slots, p->options.max_batch_rows);
+    }
     bt_crowd *c = bt_arrivals_find(&p->arrivals, group);
     if (!c) return;
     if (c->batches > 0) c->batches--;
     bt_arrivals_completed(&p->arrivals, c, now_ns, answered);
-    if (c->completions < PLAN_ALWAYS || c->completions % PLAN_EVERY == 0) {
-        bt_costs costs = costs_of(p);
-        bt_wait_plan(&p->arrivals, c, &costs, p->total_slots);
-    }
+    if (is_planned(c->completions)) bt_wait_plan(&p->arrivals, c, &costs, p->total_slots);
 }
 
 /* ---- costs --------------------------------------------------------------------------- */
@@ -196,11 +210,8 @@ static int still_holds(const bt_crowd *c, int64_t now_ns, int64_t calls) {
     return c->held_since_ns && now_ns < c->review_ns && calls < c->review_calls && bt_arrivals_missing(c) > 2.0;
 }
 
-/* How long the rule would wait if nothing forbade it. */
-static int64_t wanted_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_view *view, int64_t latest_ns) {
-    const bt_policy_options *o = &p->options;
-    if (o->objective == BT_THROUGHPUT && latest_ns != INT64_MAX) return latest_ns;
-    if (o->objective == BT_THROUGHPUT && o->max_wait_ns >= 0) return INT64_MAX;
+/* Until when callers that are expected are worth waiting for. */
+static int64_t expected_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_view *view) {
     if (still_holds(c, now_ns, view->queued_calls)) return c->review_ns;
     bt_arrivals_advance(&p->arrivals, c, now_ns);
     double calls = (double)view->queued_calls, rows = fmax(1.0, (double)view->queued_rows);
@@ -211,10 +222,11 @@ static int64_t wanted_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_vie
         .calls = calls,
         .rows = rows,
         .others = (double)(view->queued_rows_all - view->queued_rows) * calls / rows,
-        .room_rows = (double)o->max_batch_rows - rows,
+        .room_rows = (double)p->options.max_batch_rows - rows,
         .idle_slots = view->idle_slots,
         .total_slots = view->total_slots,
         .busy_share = p->busy_share,
+        .rows_per_ns = p->rows_per_ns,
     };
     bt_costs costs = costs_of(p);
     c->review_ns = bt_wait_decide(&p->arrivals, c, &costs, &m);
@@ -222,11 +234,24 @@ static int64_t wanted_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_vie
     return c->review_ns;
 }
 
+/* How long the rule would wait if nothing forbade it. */
+static int64_t wanted_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_view *view, int64_t latest_ns) {
+    const bt_policy_options *o = &p->options;
+    if (o->objective == BT_THROUGHPUT && latest_ns != INT64_MAX) return latest_ns;
+    if (o->objective == BT_THROUGHPUT && o->max_wait_ns >= 0) return INT64_MAX;
+    if (bt_arrivals_everyone_here(c)) return now_ns;
+    int64_t until_ns = expected_ns(p, c, now_ns, view);
+    int64_t start_ns = bt_spacing_start_ns(&p->spacing, p->flights, p->flight_count, view->idle_slots,
+                                           view->queued_rows_all, now_ns);
+    if (start_ns > until_ns) until_ns = start_ns;
+    int64_t from_ns = p->completed_ns > view->oldest_arrival_ns ? p->completed_ns : view->oldest_arrival_ns;
+    int64_t most_ns = from_ns + (int64_t)(HOLD_SHARE * cost_of(p, (double)view->queued_rows));
+    return until_ns < most_ns ? until_ns : most_ns;
+}
+
 /* Why a batch is released that the rule does not want to hold. */
 static bt_release reason_of(const bt_crowd *c) {
-    if (bt_arrivals_missing(c) <= 0.0 && c->population > 1.5 && c->surprise < BT_RARELY) {
-        return BT_RELEASE_EVERYONE_HERE;
-    }
+    if (c->population > 1.5 && bt_arrivals_everyone_here(c)) return BT_RELEASE_EVERYONE_HERE;
     return c->held_since_ns ? BT_RELEASE_HOLD_EXPIRED : BT_RELEASE_WORKER_FREE;
 }
 
@@ -239,6 +264,7 @@ static int64_t rows_to_take(const bt_policy *p, int64_t now_ns, const bt_view *v
         .total_slots = view->total_slots,
         .busy_share = p->busy_share,
         .rows_per_ns = p->rows_per_ns,
+        .closed = bt_arrivals_closed(&p->arrivals),
         .with_deadlines = view->tightest_deadline_ns != INT64_MAX,
         .allowed = p->options.allowed_rows,
         .allowed_count = p->options.allowed_count,

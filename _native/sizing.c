@@ -5,6 +5,8 @@
 /* A smaller batch must be better by so much: a prediction is no more precise than that. */
 #define CLEARLY 0.95
 #define SPLIT_CLEARLY 0.9
+/* Rows that make a batch no more expensive than this may as well be in it. */
+#define FREE 1.01
 /* A size can carry the load if at this rate it would keep the slots busy for so long at most. */
 #define CARRIES 0.9
 
@@ -28,23 +30,27 @@ static int free_times(const bt_load *load, const bt_flight *flights, int flight_
 }
 
 /* Sharing n rows over slots that are free at t1 <= t2 <= ... so that the sum of the latencies is
- * least: slot i gets x_i rows with 2*a*x_i + t_i equal for all that get any. Never less than a
- * fair share of all rows there are, since the other slots will have callers of their own; and
- * not at all unless the smaller batch is clearly faster: a burst is not torn into single rows
- * over idle slots when one batch is as fast. */
+ * least: slot i gets x_i rows with 2*a*x_i + t_i equal for all that get any. A slot that is busy
+ * until t_i has rows of its own by then: those that come meanwhile, or, where callers come back,
+ * those whose batch it runs now, so that none gets less than a fair share of all. Nothing is shared
+ * unless the smaller batch is clearly faster: a burst is not torn into single rows over idle slots
+ * when one batch is as fast. */
 static int64_t share(const bt_costs *costs, const bt_load *load, const bt_flight *flights, int flight_count,
                      int64_t now_ns) {
     double rows = (double)load->rows, slope = 2.0 * costs->model->row_ns;
-    double fair = ceil((double)load->rows_all / (double)load->total_slots);
+    double fair = load->closed ? ceil((double)load->rows_all / (double)load->total_slots) : 1.0;
+    double rate = load->closed ? 0.0 : load->rows_per_ns;
     if (load->rows <= 1 || rows <= fair || slope <= 0.0 || !costs->model->two_sizes) return load->rows;
     double times[2 * BT_FLIGHTS];
     int count = free_times(load, flights, flight_count, now_ns, times);
     double sum = 0.0, level = 0.0;
     for (int used = 0; used < count && (used == 0 || times[used] < level); used++) {
         sum += times[used];
-        level = (slope * rows + sum) / (used + 1);
+        level = (slope * (rows + rate * times[used]) + sum) / (used + 1);
     }
     double mine = ceil(fmax(level / slope, fair));
+    double limit = FREE * cost(costs, mine);
+    while (mine < rows && cost(costs, mine + 1.0) <= limit) mine++;
     if (mine >= rows || cost(costs, mine) > SPLIT_CLEARLY * cost(costs, rows)) return load->rows;
     return (int64_t)mine;
 }

@@ -30,6 +30,7 @@ typedef struct {
     int64_t total_slots;
     double busy_share;
     double rows_per_ns;    /* rows answered, recent */
+    int closed;            /* the callers are those who come back */
     int with_deadlines;    /* some of the rows must be answered by a certain time */
     const int64_t *allowed; /* ascending */
     int64_t allowed_count;

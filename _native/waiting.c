@@ -34,8 +34,10 @@
  *    be as good on average and better for him. So waiting (1) is tried only
  *    where, over whole rounds, it is better than not waiting by ENTER; by
  *    STRAGGLERS more if it leaves stragglers behind.
- * 6. Several slots. A slot waits for its fair share of the callers only. A call
- *    that would find another slot idle saves nothing by joining.
+ * 6. Several slots. A slot waits for its fair share of the callers only, and only
+ *    if it is beyond doubt that they come back; for a run only if calls come
+ *    clearly faster than on average. A call that would find another slot idle
+ *    saves nothing by joining. In all other traffic spacing.c decides.
  */
 #include "waiting.h"
 
@@ -47,6 +49,8 @@
 #define STRAGGLERS 0.1
 /* Mean size of the batches that never waiting makes: below it there is mostly nobody to join. */
 #define ONE_BY_ONE 0.9
+/* Calls that come so much faster than on average are a run: a Poisson stream has none. */
+#define BURST 3.0
 /* Of the callers: so few are no stragglers (the rule is judged by its 99th percentile). */
 #define FEW 0.01
 
@@ -174,16 +178,26 @@ static double gain_by_run(const bt_arrivals *a, const bt_crowd *c, const bt_cost
     return best;
 }
 
+/* Calls come faster now than they do on average. */
+static int in_burst(const bt_arrivals *a, const bt_crowd *c, const bt_moment *m) {
+    int bin = bt_bin_of(m->now_ns - c->arrived_ns);
+    if (bin >= BT_BINS - 1) return 0;
+    double width_ns = (double)(bt_bin_start_ns(bin + 1) - bt_bin_start_ns(bin));
+    double calls_per_ns = m->rows_per_ns * m->calls / m->rows;
+    return -log(1.0 - bt_hazard_share(&a->gaps, bin)) > BURST * calls_per_ns * width_ns;
+}
+
 int64_t bt_wait_decide(const bt_arrivals *a, const bt_crowd *c, const bt_costs *costs, const bt_moment *m) {
     int64_t until_ns = m->now_ns;
     double missing = bt_arrivals_missing(c);
     double belief = bt_arrivals_belief(a);
     double best = 0.0;
-    if (missing <= 0.0 && c->surprise < BT_RARELY) return m->now_ns; /* everyone is here */
-    if (missing > 0.0 && c->worth_waiting && c->completions > 0) {
+    if (bt_arrivals_everyone_here(c)) return m->now_ns;
+    int certain = m->total_slots == 1 || bt_arrivals_closed(a);
+    if (missing > 0.0 && certain && c->worth_waiting && c->completions > 0) {
         best = gain_by_returns(a, c, costs, m, missing, belief, &until_ns);
     }
-    if (belief < 0.99 && c->population > 1.5) {
+    if (belief < 0.99 && c->population > 1.5 && (m->total_slots == 1 || in_burst(a, c, m))) {
         int64_t run_ns = m->now_ns;
         if (gain_by_run(a, c, costs, m, belief, &run_ns) > best) until_ns = run_ns;
     }

@@ -23,6 +23,7 @@ typedef struct {
     int64_t idle_slots;
     int64_t total_slots;
     double busy_share;  /* of the slots' time, recent */
+    double rows_per_ns; /* answered, recent */
 } bt_moment;
 
 /* What one decision needs to know of the cost; allowed sizes are the policy's. */

@@ -32,6 +32,7 @@ LEARNED = [
     "_native/cost.c",
     "_native/policy.c",
     "_native/sizing.c",
+    "_native/spacing.c",
     "_native/waiting.c",
 ]
 PLANE = [

@@ -67,6 +67,29 @@ class Engine:
             self.scheduler.check()
 
 
+    def arrive(self, times_ns) -> list[int]:
+        """Calls at these times; every batch that starts meanwhile, by its start."""
+        starts = []
+        for at_ns in times_ns:
+            while True:
+                until_ns = self.start(starts)
+                due_ns = min([*self.ends.values(), *([until_ns] if until_ns is not None else [])], default=at_ns)
+                if due_ns >= at_ns:
+                    break
+                self.now = due_ns
+                if due_ns in self.ends.values():
+                    self.finish()
+            self.now = at_ns
+            self.call()
+        return starts
+
+    def start(self, starts: list[int]) -> int | None:
+        """Runs what the scheduler wants to run now; until when it waits then."""
+        while (decision := self.decide()).action == "run":
+            starts.append(self.now)
+        return decision.until_ns
+
+
 @pytest.fixture
 def engine():
     return Engine()
@@ -202,6 +225,26 @@ def test_a_burst_is_shared_by_free_workers_when_that_is_faster():
     engine.call(16)
     sizes = [engine.run().rows for _ in range(4)]
     assert sizes == [4, 4, 4, 4]
+
+
+def test_workers_start_evenly_rather_than_one_with_everything_and_another_with_little():
+    engine = Engine(workers=4)
+    engine.arrive(range(0, 100 * MS, 14 * US))
+    starts = engine.arrive(range(100 * MS, 200 * MS, 14 * US))
+    gaps = sorted(after - before for before, after in itertools.pairwise(starts))
+    assert gaps[len(gaps) // 20] > gaps[-len(gaps) // 20] / 3
+
+
+def test_nobody_is_held_for_longer_than_half_of_what_his_batch_takes(engine):
+    engine.rounds(200, callers=64, apart_ns=10 * US)
+    engine.drain()
+    for _ in range(20):
+        engine.now += 20 * MS
+        engine.call()
+        called_ns = engine.now
+        engine.run()
+        assert engine.now - called_ns <= 0.55 * engine.cost(1)
+        engine.finish()
 
 
 def test_a_burst_is_not_torn_over_free_workers_when_one_batch_is_as_fast():
