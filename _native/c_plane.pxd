@@ -104,8 +104,6 @@ cdef extern from "plane.h" nogil:
         bt_event_kind kind
         char *token
         char *why
-        uint64_t client
-        uint64_t request
         bt_message *message
 
     ctypedef struct bt_plane_counters:

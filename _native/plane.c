@@ -25,28 +25,19 @@ static void tell(bt_plane *p, bt_event *e)
     pthread_mutex_unlock(&p->gate);
 }
 
-void bt_plane_event(bt_plane *p, bt_event_kind kind, const char *token, const char *why, bt_message *message)
+int bt_plane_event(bt_plane *p, bt_event_kind kind, const char *token, const char *why, bt_message *message)
 {
     bt_event *e = calloc(1, sizeof *e);
     if (e == NULL) {
         if (message != NULL) bt_message_drop(message);
-        return;
+        return -1;
     }
     e->kind = kind;
     e->message = message;
     if (why != NULL) snprintf(e->why, sizeof e->why, "%s", why);
     if (token != NULL) memcpy(e->token, token, BT_TOKEN_BYTES);
     tell(p, e);
-}
-
-void bt_plane_ask(bt_plane *p, uint64_t client, uint64_t request)
-{
-    bt_event *e = calloc(1, sizeof *e);
-    if (e == NULL) return;
-    e->kind = BT_EVENT_ASK;
-    e->client = client;
-    e->request = request;
-    tell(p, e);
+    return 0;
 }
 
 bt_event *bt_plane_events(bt_plane *p)
@@ -351,6 +342,7 @@ static void end(bt_plane *p, const bt_message *message)
     p->closed = 1;
     pthread_mutex_unlock(&p->gate);
     bt_plane_fail_all(p, &e);
+    bt_plane_fail_questions(p, &e);
     for (bt_peer *peer = p->peers; peer != NULL; peer = peer->next)
         if (peer != p->local && !peer->gone) bt_write_empty(&bt_peer_post(p, peer)->w, BT_BYE, 0);
     bt_plane_flush(p);
@@ -390,7 +382,7 @@ static void command(bt_plane *p, bt_command *c)
         p->max_queue_rows = c->number;
         break;
     case BT_COMMAND_REPLY:
-        bt_plane_put(p, (uint64_t)c->number, c->message);
+        bt_plane_answer_questions(p, c->message);
         break;
     case BT_COMMAND_WAKE:
         break;
@@ -556,6 +548,7 @@ void bt_plane_free(bt_plane *p)
     pthread_cond_destroy(&p->arrived);
     pthread_mutex_destroy(&p->gate);
     pthread_mutex_destroy(&p->lock);
+    free(p->question);
     free(p->checked);
     free(p->slices);
     free(p->name);

@@ -52,7 +52,7 @@ typedef enum {
     BT_COMMAND_TIMEOUT = 7, /* number: run_timeout_ns */
     BT_COMMAND_WAKE = 8,
     BT_COMMAND_QUEUE_ROWS = 9, /* number: max_queue_rows */
-    BT_COMMAND_REPLY = 10,  /* number: a client's, from BT_EVENT_ASK; message: for it */
+    BT_COMMAND_REPLY = 10,  /* after BT_EVENT_ASK; message: one frame, the numbers as JSON */
 } bt_command_kind;
 
 typedef enum {
@@ -61,7 +61,7 @@ typedef enum {
     BT_EVENT_KILL = 3,    /* token, why: a supervised worker hangs or lost its connection */
     BT_EVENT_DRAINED = 4,
     BT_EVENT_ENDED = 5,   /* the last event there is */
-    BT_EVENT_ASK = 6,     /* client, request: wants the dispatcher's numbers */
+    BT_EVENT_ASK = 6,     /* clients want the dispatcher's numbers, of now or later: BT_COMMAND_REPLY */
 } bt_event_kind;
 
 typedef struct bt_event {
@@ -69,7 +69,6 @@ typedef struct bt_event {
     bt_event_kind kind;
     char token[BT_TOKEN_BYTES];
     char why[BT_WHY_BYTES];
-    uint64_t client, request;
     bt_message *message;
 } bt_event;
 

@@ -16,6 +16,13 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from posix.types cimport pid_t
 from posix.unistd cimport getpid
 
+from c_scheduler cimport (
+    BT_RECENT_RELEASES, bt_get_statistics, bt_options, bt_recent_releases, bt_released, bt_scheduler,
+    bt_set_options, bt_statistics,
+)
+
+from batching._native.scheduler import numbers_at, releases_at
+
 include "libzmq.pxi"
 
 __all__ = ["Plane"]
@@ -32,7 +39,7 @@ cdef class Plane:
         description: JSON for WELCOME.
         router: the bound ROUTER socket; the plane's own from `run` on.
         monitor: its monitor's PAIR socket (DISCONNECTED only), or None.
-        scheduler: a `Scheduler`; touched only by the plane, or inside `query`.
+        scheduler: a `Scheduler`; driven only by the plane from here on.
         max_queue_rows: the scheduler's, for messages.
         run_timeout_ns: a worker whose batch takes longer is reported; -1: never.
         max_message_bytes: of one message, all frames together, received or sent.
@@ -86,8 +93,8 @@ cdef class Plane:
         """Waits for what happened: a list of (kind, text, why, number); empty after the last.
 
         Kinds: "local" (answers to calls of this process: number is the address of a message, which
-        the caller drops), "ready" and "kill" (text: the token of a supervised worker), "ask" (a
-        client wants statistics: number and why are for `reply`), "drained", "ended".
+        the caller drops), "ready" and "kill" (text: the token of a supervised worker), "ask"
+        (clients want `statistics`: `reply`), "drained", "ended".
         """
         cdef bt_event *event
         cdef bt_event *next_event
@@ -96,13 +103,10 @@ cdef class Plane:
             event = bt_plane_events(self._plane)
         while event is not NULL:
             next_event = event.next
-            if event.kind == BT_EVENT_ASK:
-                events.append(("ask", "", event.request, event.client))
-            else:
-                events.append((
-                    KINDS[<int>event.kind], (<bytes>event.token).decode("utf-8", "replace"),
-                    (<bytes>event.why).decode("utf-8", "replace"), <uintptr_t>event.message,
-                ))
+            events.append((
+                KINDS[<int>event.kind], (<bytes>event.token).decode("utf-8", "replace"),
+                (<bytes>event.why).decode("utf-8", "replace"), <uintptr_t>event.message,
+            ))
             event.message = NULL
             bt_event_free(event)
             event = next_event
@@ -113,9 +117,9 @@ cdef class Plane:
         False if the plane takes no more."""
         return bt_plane_command(self._plane, BT_COMMAND_LOCAL, b"", <bt_message *>message, 0) == 0
 
-    def reply(self, uint64_t client, list frames):
-        """Sends the message to the client that asked."""
-        bt_plane_command(self._plane, BT_COMMAND_REPLY, b"", message_of(frames), <int64_t>client)
+    def reply(self, bytes numbers):
+        """After "ask": `statistics` as JSON, taken after that. For all who had asked by then."""
+        self._command(BT_COMMAND_REPLY, b"", [numbers])
 
     def worker_died(self, str token, list frames):
         """A supervised worker is gone; frames: one ERROR record that says how."""
@@ -155,21 +159,40 @@ cdef class Plane:
         if failed:
             raise MemoryError
 
-    def query(self, question):
-        """`question(scheduler, counters)`, while the plane stands still; keep it short.
-
-        counters: messages dropped, clients cut off, workers, clients, distinct keys seen.
-        """
+    def statistics(self):
+        """The scheduler's numbers, with what is counted here: messages_dropped, clients_cut_off,
+        workers_ready, clients, and as `groups` the distinct keys seen. Stops the plane for no Python."""
         cdef bt_plane_counters c
+        cdef bt_statistics n
+        cdef bt_released releases[<int>BT_RECENT_RELEASES]
+        cdef size_t count
+        cdef bt_scheduler *scheduler = <bt_scheduler *><size_t>self._scheduler._address
         with nogil:
             bt_plane_lock(self._plane)
-        try:
+            bt_get_statistics(scheduler, &n)
+            count = bt_recent_releases(scheduler, releases, BT_RECENT_RELEASES)
             bt_plane_count(self._plane, &c)
-            return question(self._scheduler, (c.dropped, c.cut_off, c.workers, c.clients, c.keys))
-        finally:
             bt_plane_unlock(self._plane)
-            # The scheduler may have other options now: let it be asked again.
-            bt_plane_command(self._plane, BT_COMMAND_WAKE, b"", NULL, 0)
+        return {
+            **numbers_at(<size_t>&n), "messages_dropped": c.dropped, "clients_cut_off": c.cut_off,
+            "workers_ready": c.workers, "clients": c.clients, "groups": c.keys,
+            "recent_releases": releases_at(<size_t>releases, count),
+        }
+
+    def set_options(self, **changes):
+        """The scheduler's, from the next decision on. Errors: as `Scheduler.set_options`."""
+        cdef bt_scheduler *scheduler = <bt_scheduler *><size_t>self._scheduler._address
+        cdef bytes changed = self._scheduler._changed(changes)
+        cdef bt_options *options = <bt_options *>PyBytes_AS_STRING(changed)
+        cdef int failed
+        with nogil:
+            bt_plane_lock(self._plane)
+            failed = bt_set_options(scheduler, options)
+            bt_plane_unlock(self._plane)
+        if failed:
+            raise MemoryError("no memory for the options")
+        # Let it be asked again.
+        bt_plane_command(self._plane, BT_COMMAND_WAKE, b"", NULL, 0)
 
     def close(self):
         """After `run` has returned: gives the descriptors back."""

@@ -86,7 +86,7 @@ void bt_plane_call(bt_plane *p, bt_peer *client, bt_message *m, const bt_record 
     bt_wire_error failing;
     uint32_t place;
     if (rows->method == BT_METHOD_STATISTICS) {
-        bt_plane_ask(p, client->number, r->id);
+        bt_plane_ask(p, client, r->id);
         return;
     }
     if (rows->method != BT_METHOD_RUN) {

@@ -105,6 +105,7 @@ void bt_peer_free(bt_plane *p, bt_peer *peer)
     at = &p->dirty;
     while (*at != NULL && *at != peer) at = &(*at)->next_dirty;
     if (*at != NULL) *at = peer->next_dirty;
+    bt_plane_forget_questions(p, peer);
     drop_queue(peer);
     bt_outgoing_free(&peer->out);
     free(peer->running);
@@ -257,19 +258,6 @@ bt_written bt_peer_write(bt_plane *p, bt_peer *peer, bt_record_type type, uint64
         snprintf(text, BT_TEXT_BYTES, "%s is in more than %u frames", what, UINT16_MAX);
     *error = bt_plain_error(w == BT_NO_MEMORY ? BT_E_OVERLOADED : BT_E_INVALID_PAYLOAD, text);
     return w;
-}
-
-void bt_plane_put(bt_plane *p, uint64_t client, bt_message *message)
-{
-    for (bt_peer *peer = p->peers; peer != NULL; peer = peer->next) {
-        if (peer->number != client || peer->gone) continue;
-        bt_peer_post(p, peer);
-        if (peer->out.w.records > 0) seal(p, peer);
-        if (peer->trouble != 0) return;
-        bt_message_keep(message);
-        enqueue(peer, message);
-        return;
-    }
 }
 
 int bt_plane_holds(const bt_plane *p)

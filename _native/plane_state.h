@@ -36,6 +36,7 @@ typedef struct bt_peer {
     /* a client's: what it was sent, and what it is known to have read */
     uint64_t sent_bytes, read_bytes;
     uint64_t ping, ping_bytes;    /* id of the PING that is out, 0: none; what was sent before it */
+    uint32_t questions;           /* that wait for an answer */
     /* a worker's */
     struct bt_peer *next_worker;
     char token[BT_TOKEN_BYTES];
@@ -55,6 +56,12 @@ typedef struct bt_command {
     bt_message *message;
     int64_t number;
 } bt_command;
+
+/* For the dispatcher's numbers. */
+typedef struct {
+    bt_peer *client;              /* NULL: it is gone */
+    uint64_t request;
+} bt_question;
 
 typedef enum { BT_OPEN, BT_DRAINING, BT_ENDED } bt_plane_state;
 
@@ -82,6 +89,9 @@ struct bt_plane {
     uint64_t next_number, clock, next_ping;
     uint64_t dropped, cut_off;
     int drained_told;
+    bt_question *question;
+    uint32_t questions, question_capacity;
+    uint32_t asked;               /* the first so many are those that Python was asked for */
     bt_message *failing;          /* an ERROR record for every call, or NULL */
     int64_t until_ns;             /* the scheduler's */
     bt_inbox inbox, monitor_inbox;
@@ -114,9 +124,14 @@ int bt_plane_flush(bt_plane *p);                        /* 1 if a peer was lost 
 void bt_plane_reply(bt_plane *p, const void *identity, size_t bytes, uint16_t code, const char *text);
 void bt_plane_pong(bt_plane *p, bt_peer *peer, uint64_t id);
 int bt_plane_holds(const bt_plane *p);                  /* whether something waits for a client to read */
-void bt_plane_event(bt_plane *p, bt_event_kind kind, const char *token, const char *why, bt_message *message);
-void bt_plane_ask(bt_plane *p, uint64_t client, uint64_t request);
-void bt_plane_put(bt_plane *p, uint64_t client, bt_message *message); /* keeps it, for the end of the turn */
+/* plane.c. 0, or -1 without memory: the message was dropped. */
+int bt_plane_event(bt_plane *p, bt_event_kind kind, const char *token, const char *why, bt_message *message);
+
+/* plane_questions.c */
+void bt_plane_ask(bt_plane *p, bt_peer *client, uint64_t request);
+void bt_plane_answer_questions(bt_plane *p, const bt_message *numbers);
+void bt_plane_fail_questions(bt_plane *p, const bt_wire_error *error);
+void bt_plane_forget_questions(bt_plane *p, const bt_peer *client);
 
 /* plane_calls.c */
 void bt_plane_call(bt_plane *p, bt_peer *client, bt_message *m, const bt_record *r, const bt_wire_rows *rows);

@@ -115,6 +115,46 @@ cdef object settled_entry(const bt_settled *entry):
     ))
 
 
+def numbers_at(size_t address):
+    """The bt_statistics that is there, as a dict of its names; `released` by reason."""
+    cdef bt_statistics n = (<bt_statistics *>address)[0]
+    return {
+        "queued_calls": n.queued_calls,
+        "queued_rows": n.queued_rows,
+        "in_flight_batches": n.in_flight_batches,
+        "calls": n.calls,
+        "answered": n.answered,
+        "failed": n.failed,
+        "refused": n.refused,
+        "expired": n.expired,
+        "cancelled": n.cancelled,
+        "batches": n.batches,
+        "batch_rows": [n.batch_rows[i] for i in range(<int>BT_BATCH_ROWS_BUCKETS)],
+        "released": {REASONS[i]: n.released[i] for i in range(<int>BT_RELEASE_COUNT)},
+        "predicted_ns": {REASONS[i]: n.predicted_ns[i] for i in range(<int>BT_RELEASE_COUNT)},
+        "actual_ns": {REASONS[i]: n.actual_ns[i] for i in range(<int>BT_RELEASE_COUNT)},
+        "groups": n.groups,
+        "policy": n.policy,
+    }
+
+
+def releases_at(size_t address, size_t count):
+    """The bt_released that are there, as `Release`s."""
+    cdef const bt_released *entry
+    cdef size_t i
+    cdef list all = []
+    for i in range(count):
+        entry = &(<bt_released *>address)[i]
+        all.append(new_tuple(Release, (
+            entry.number, entry.released_ns, REASONS[<int>entry.reason], entry.calls, entry.rows,
+            entry.padded_rows, entry.idle_slots, entry.held_ns,
+            entry.predicted_ns if entry.predicted_ns > 0 else None,
+            entry.took_ns if entry.took_ns >= 0 else None,
+            "running" if entry.how == BT_RELEASE_RUNNING else FINISHES[entry.how],
+        )))
+    return all
+
+
 @cython.final
 cdef class Scheduler:
     """The state machine; scheduler.h says what a driver must do and when.
@@ -172,13 +212,17 @@ cdef class Scheduler:
 
     def set_options(self, **changes):
         """Changes the named options from the next decision on. Errors: as in the constructor."""
+        cdef bytes native = self._changed(changes)
+        if bt_set_options(self._open(), <bt_options *><char *>native):
+            raise MemoryError("no memory for the options")
+
+    def _changed(self, dict changes):
+        """The bt_options with these changes, for whoever drives the C object and gives it them."""
         cdef bt_options native
-        cdef bt_scheduler *s = self._open()
         options = self._merged(self._options, changes)
         read_options(options, &native)
-        if bt_set_options(s, &native):
-            raise MemoryError("no memory for the options")
         self._options = options
+        return (<char *>&native)[:sizeof(native)]
 
     def admit(self, int64_t now_ns, int64_t rows, uint64_t group=0, deadline_ns=None, uint64_t client=0,
               uint64_t tag=0):
@@ -245,42 +289,13 @@ cdef class Scheduler:
         """Exact counts, by the names of bt_statistics; `released` by reason."""
         cdef bt_statistics n
         bt_get_statistics(self._open(), &n)
-        return {
-            "queued_calls": n.queued_calls,
-            "queued_rows": n.queued_rows,
-            "in_flight_batches": n.in_flight_batches,
-            "calls": n.calls,
-            "answered": n.answered,
-            "failed": n.failed,
-            "refused": n.refused,
-            "expired": n.expired,
-            "cancelled": n.cancelled,
-            "batches": n.batches,
-            "batch_rows": [n.batch_rows[i] for i in range(<int>BT_BATCH_ROWS_BUCKETS)],
-            "released": {REASONS[i]: n.released[i] for i in range(<int>BT_RELEASE_COUNT)},
-            "predicted_ns": {REASONS[i]: n.predicted_ns[i] for i in range(<int>BT_RELEASE_COUNT)},
-            "actual_ns": {REASONS[i]: n.actual_ns[i] for i in range(<int>BT_RELEASE_COUNT)},
-            "groups": n.groups,
-            "policy": n.policy,
-        }
+        return numbers_at(<size_t>&n)
 
     def recent_releases(self):
         """The last releases, oldest first, 256 at most: see `Release`."""
         cdef bt_released entries[<int>BT_RECENT_RELEASES]
-        cdef size_t count, i
-        cdef const bt_released *entry
-        cdef list all = []
-        count = bt_recent_releases(self._open(), entries, BT_RECENT_RELEASES)
-        for i in range(count):
-            entry = &entries[i]
-            all.append(new_tuple(Release, (
-                entry.number, entry.released_ns, REASONS[<int>entry.reason], entry.calls, entry.rows,
-                entry.padded_rows, entry.idle_slots, entry.held_ns,
-                entry.predicted_ns if entry.predicted_ns > 0 else None,
-                entry.took_ns if entry.took_ns >= 0 else None,
-                "running" if entry.how == BT_RELEASE_RUNNING else FINISHES[entry.how],
-            )))
-        return all
+        cdef size_t count = bt_recent_releases(self._open(), entries, BT_RECENT_RELEASES)
+        return releases_at(<size_t>entries, count)
 
     def check(self):
         """Walks everything; raises AssertionError with the first invariant that does not hold."""

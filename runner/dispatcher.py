@@ -60,6 +60,8 @@ _NS_PER_MS = 1_000_000
 # Limits on what peers may claim of themselves.
 _LONGEST_BUDGET_NS = 2**61
 _MOST_CREDITS = 1_024
+# Of one client, in one turn.
+_MOST_QUESTIONS = 64
 # How long an ending dispatcher waits for clients to read what it has for them; then
 # libzmq goes on with what it was given, for as long again.
 _LINGER_NS = 500 * _NS_PER_MS
@@ -95,6 +97,7 @@ class Dispatcher:
         self._router = Router(serving.max_message_bytes)
         self._thread = threading.Thread(target=self._serve, name=f"batching-{serving.name}", daemon=True)
         self._failing: Failure | None = None
+        self._questions: dict[Client, list[int]] = {}
 
     # ---- any thread ------------------------------------------------------------
 
@@ -205,6 +208,7 @@ class Dispatcher:
             handler(argument)
         self._read_ended()
         self._kill_hung()
+        self._answer_questions()
         self._dispatch()
         while self._flush():
             self._dispatch()
@@ -256,8 +260,7 @@ class Dispatcher:
     def _obey(self, peer: Client | Worker, record: Record) -> None:
         match record:
             case Rows(type=Type.CALL, method=Method.STATISTICS) if isinstance(peer, Client):
-                text = json.dumps(self._numbers()).encode()
-                self._post(peer, Rows(Type.ANSWER, record.id, 0, b"", [], metadata=text))
+                self._ask(peer, record.id)
             case Rows(type=Type.CALL) if isinstance(peer, Client):
                 self._call(peer, record)
             case Plain(type=Type.CANCEL) if isinstance(peer, Client):
@@ -282,6 +285,23 @@ class Dispatcher:
                     self._advance(peer)
             case _:
                 self.counters.dropped += 1
+
+    def _ask(self, client: Client, id_: int) -> None:
+        self._questions.setdefault(client, []).append(id_)
+        if len(self._questions[client]) > _MOST_QUESTIONS:
+            self._questions[client].pop()
+            text = "too many questions of one client wait for an answer"
+            self._post(client, Failure(id_, Code.OVERLOADED, text))
+
+    def _answer_questions(self) -> None:
+        """The same numbers for all of one turn."""
+        if not self._questions:
+            return
+        text = json.dumps(self._numbers()).encode()
+        questions, self._questions = self._questions, {}
+        for client, ids in questions.items():
+            for id_ in ids:
+                self._post(client, Rows(Type.ANSWER, id_, 0, b"", [], metadata=text))
 
     # ---- greetings ---------------------------------------------------------------
 

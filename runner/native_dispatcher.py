@@ -7,7 +7,6 @@ import threading
 from contextlib import suppress
 from typing import Any
 
-from .._native.scheduler import Scheduler
 from ..errors import RunnerClosed
 from ..options import BatchOptions
 from ..payloads import Fixed, Var
@@ -16,7 +15,7 @@ from .failures import error_of
 from .recipe import CallSignature
 from .router import Router
 from .serving import Counters, Serving
-from .wire import Failure, Rows, Type
+from .wire import Failure
 
 __all__ = ["NativeDispatcher"]
 
@@ -75,14 +74,14 @@ class NativeDispatcher:
         self._plane.fail_calls(None if failure is None else native.packed(failure))
 
     def set_options(self, changes: dict[str, Any], max_queue_rows: int, run_timeout_ms: float | None) -> None:
-        self._plane.query(lambda scheduler, _: scheduler.set_options(**changes))
+        self._plane.set_options(**changes)
         self._plane.set_limits(max_queue_rows, _timeout_ns(run_timeout_ms))
 
     def describe(self, description: bytes) -> None:
         self._plane.describe(description)
 
     def statistics(self) -> dict[str, Any]:
-        return self._plane.query(_numbers)
+        return self._plane.statistics()
 
     def drain(self, timeout_s: float | None = None) -> bool:
         self._plane.drain()
@@ -106,8 +105,8 @@ class NativeDispatcher:
     @property
     def counters(self) -> Counters:
         """What went wrong on the wire, ever."""
-        counters = Counters()
-        counters.dropped, counters.cut_off = self._plane.query(lambda _, numbers: numbers[:2])
+        counters, numbers = Counters(), self._plane.statistics()
+        counters.dropped, counters.cut_off = numbers["messages_dropped"], numbers["clients_cut_off"]
         return counters
 
     def inspect(self) -> tuple[int, list[int]]:
@@ -124,7 +123,7 @@ class NativeDispatcher:
                 with suppress(Exception):
                     self._obey(*event)
 
-    def _obey(self, kind: str, text: str, why: Any, number: int) -> None:
+    def _obey(self, kind: str, text: str, why: str, number: int) -> None:
         match kind:
             case "local":
                 try:
@@ -137,20 +136,9 @@ class NativeDispatcher:
             case "kill":
                 self._hooks.kill_worker(text, why)
             case "ask":
-                metadata = json.dumps(self.statistics()).encode()
-                self._plane.reply(
-                    number, native.packed(Rows(Type.ANSWER, why, 0, b"", [], metadata=metadata))
-                )
+                self._plane.reply(json.dumps(self.statistics()).encode())
             case "drained":
                 self._drained.set()
-
-
-def _numbers(scheduler: Scheduler, counters: tuple[int, int, int, int, int]) -> dict[str, Any]:
-    numbers = scheduler.statistics()
-    numbers["messages_dropped"], numbers["clients_cut_off"], numbers["workers_ready"] = counters[:3]
-    numbers["groups"] = counters[4]
-    numbers["recent_releases"] = scheduler.recent_releases()
-    return numbers
 
 
 def _timeout_ns(ms: float | None) -> int:

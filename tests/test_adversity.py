@@ -525,6 +525,20 @@ def test_a_batch_above_the_size_of_a_message_is_halved_and_nothing_is_run_twice(
         assert blocker.result() == "blocker"
 
 
+def test_a_flood_of_questions_is_answered_or_refused_and_stops_nobody(echo):
+    service, peer = echo
+    peer.greet("Echo")
+    peer.say(*(Rows(Type.CALL, id_, 0, b"", [], method=1) for id_ in range(1, 1_001)))
+    assert service.run(1) == 1
+    ids, answers = [], 0
+    while len(ids) < 1_000:
+        for record in peer.hear():
+            ids.append(record.id)
+            answers += record.type == Type.ANSWER and b'"answered"' in record.metadata
+    assert sorted(ids) == list(range(1, 1_001))
+    assert 64 <= answers < 1_000
+
+
 def test_answers_for_a_client_that_is_behind_come_in_order_also_after_the_end(little_room):
     size = 1 << 17
     with runner_service(models.Echo(options=BatchOptions(max_batch_size=1))) as service:

@@ -124,10 +124,10 @@ class Service:
         return event
 
     def cut_off(self):
-        return self.plane.query(lambda scheduler, counters: counters[1])
+        return self.plane.statistics()["clients_cut_off"]
 
     def dropped(self):
-        return self.plane.query(lambda scheduler, counters: counters[0])
+        return self.plane.statistics()["messages_dropped"]
 
     def close(self):
         self.plane.inspect()
@@ -764,9 +764,63 @@ def test_the_statistics_are_the_schedulers(service):
     client.call(1)
     worker.reply(worker.next())
     client.outcome()
-    assert service.plane.query(
-        lambda scheduler, counters: (scheduler.statistics()["answered"], counters[2:])
-    ) == (1, (1, 1, 1))
+    numbers = service.plane.statistics()
+    assert [numbers[name] for name in ("answered", "workers_ready", "clients", "groups")] == [1, 1, 1, 1]
+
+
+def ask(id_):
+    return CALL, id_, (-1, 0, 0, 1, b"", b"", [])
+
+
+def test_questions_that_wait_together_get_one_answer_and_a_later_one_its_own(service):
+    one, two = service.client(), service.client()
+    one.send(ask(1))
+    assert service.event()[0] == "ask"
+    one.send(ask(2), ask(3), (PING, 9, None))
+    assert one.next()[0] == PONG
+    two.send(ask(7), (PING, 9, None))
+    assert two.next()[0] == PONG
+    service.plane.reply(b"first")
+    assert one.next()[:2] == (ANSWER, 1)
+    assert service.event()[0] == "ask"
+    service.plane.reply(b"second")
+    answers = [one.next(), one.next(), two.next()]
+    assert [(id_, content[5]) for _, id_, content in answers] == [(id_, b"second") for id_ in (2, 3, 7)]
+
+
+def test_a_flood_of_questions_is_bounded_for_its_client_alone(service):
+    flood, other = service.client(), service.client()
+    flood.send(*(ask(id_) for id_ in range(1, 1_001)))
+    refused = [flood.next() for _ in range(936)]
+    assert {(kind, content[0]) for kind, _, content in refused} == {(ERROR, OVERLOADED)}
+    other.send(ask(5), (PING, 9, None))
+    assert other.next()[0] == PONG
+    for _ in range(2):
+        if service.event()[0] == "ask":
+            service.plane.reply(b"{}")
+    assert sorted(flood.next()[1] for _ in range(64)) == list(range(1, 65))
+    assert other.next()[:2] == (ANSWER, 5)
+
+
+def test_the_question_of_a_client_that_left_hurts_nobody(service):
+    gone, client = service.client(), service.client()
+    gone.send(ask(1), (BYE, 0, None))
+    assert service.event()[0] == "ask"
+    client.send(ask(2))
+    client.send((PING, 9, None))
+    assert client.next()[0] == PONG
+    service.plane.reply(b"{}")
+    assert service.event()[0] == "ask"
+    service.plane.reply(b"{}")
+    assert client.next()[:2] == (ANSWER, 2)
+
+
+def test_questions_that_wait_at_the_end_are_told(service):
+    client = service.client()
+    client.send(ask(1))
+    assert service.event()[0] == "ask"
+    service.plane.end(failure(CLOSED, b"stopped"))
+    assert client.outcome() == (1, CLOSED)
 
 
 def test_a_connected_caller_may_take_the_short_way_that_the_service_takes():

@@ -358,15 +358,12 @@ static void read_local(bt_message *m)
     }
 }
 
-static void reply(life *l, const bt_event *e)
+static void reply(life *l)
 {
-    bt_outgoing o = {0};
-    bt_outgoing_start(&o);
-    bt_write_rows_begin(&o.w, BT_ANSWER, e->request, -1, 0, 0, 0, 0, 0, 2);
-    bt_write_padded(&o.w, "{}", 2);
-    bt_write_rows_end(&o.w, 0);
-    bt_plane_command(l->plane, BT_COMMAND_REPLY, NULL, bt_outgoing_take(&o), (int64_t)e->client);
-    bt_outgoing_free(&o);
+    bt_zmsg numbers;
+    bt_zmq.msg_init_size(&numbers, 2);
+    memcpy(bt_zmq.msg_data(&numbers), "{}", 2);
+    bt_plane_command(l->plane, BT_COMMAND_REPLY, NULL, bt_message_new(&numbers, 1), 0);
 }
 
 static void *run_listener(void *argument)
@@ -376,7 +373,7 @@ static void *run_listener(void *argument)
         for (; e != NULL; e = next) {
             next = e->next;
             if (e->kind == BT_EVENT_LOCAL) read_local(e->message);
-            if (e->kind == BT_EVENT_ASK) reply(l, e);
+            if (e->kind == BT_EVENT_ASK) reply(l);
             if (e->kind == BT_EVENT_DRAINED) sem_post(&l->drained);
             if (e->kind == BT_EVENT_KILL)
                 bt_plane_command(l->plane, BT_COMMAND_DIED, e->token, error_message(BT_E_WORKER_DIED, e->why), 0);
