@@ -20,7 +20,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 # Also run over the plain data plane, which stands in where the native one cannot be had.
 PLAIN_TESTS := tests/test_contract.py tests/test_service.py tests/test_adversity.py tests/test_client.py tests/test_fork.py \
-  tests/test_payloads_everywhere.py
+  tests/test_payloads_everywhere.py tests/test_workers.py
 # The oldest pandas that is supported: what touches pandas is tested with it too. A folder of its own, which stands before
 # the environment's on the path; without dependencies but for the one that a newer pandas has no more.
 OLD_PANDAS := 2.2

@@ -28,8 +28,9 @@ def read_batches(uintptr_t address, fixed, var, pool):
     """What a dispatcher sent, and lets go of it: a list of
 
     (BATCH, id, rows, padded rows, key, buffers), the buffers in memory of their own, the last row
-    repeated up to the padded rows; and (type, id, text) for anything else. Of a message that
-    breaks a rule only (0, id, "") for every batch that could be read of.
+    repeated up to the padded rows; (-1, id) for a batch for which there is no memory; (ERROR, id, text);
+    and (type, id) for anything else. Of a message that breaks a rule only (0, id) for
+    every batch that could be read of.
     """
     cdef bt_message *message = <bt_message *>address
     cdef bt_packet packet
@@ -49,17 +50,21 @@ def read_batches(uintptr_t address, fixed, var, pool):
             if step == 1 and record.type == BT_BATCH:
                 ids.append(record.id)
             if step < 0 or bt_record_check(&record, bt_message_frame_size, message, &body) != 0:
-                return [(0, id_, "") for id_ in ids]
+                return [(0, id_) for id_ in ids]
             if record.type == BT_BATCH:
+                try:
+                    buffers = gathered(message, &body.rows, body.rows.padded_rows, fixed, var, pool)
+                except MemoryError:
+                    records.append((-1, record.id))
+                    continue
                 records.append((
                     record.type, record.id, body.rows.rows, body.rows.padded_rows,
-                    PyBytes_FromStringAndSize(<const char *>body.rows.key, body.rows.key_bytes),
-                    gathered(message, &body.rows, body.rows.padded_rows, fixed, var, pool),
+                    PyBytes_FromStringAndSize(<const char *>body.rows.key, body.rows.key_bytes), buffers,
                 ))
             elif record.type == BT_ERROR:
                 records.append((record.type, record.id, _text(body.error.texts[0], body.error.text_bytes[0])))
             else:
-                records.append((record.type, record.id, ""))
+                records.append((record.type, record.id))
     finally:
         bt_message_drop(message)
 

@@ -80,6 +80,10 @@ cdef class LinkSocket:
         if error:
             self.lost = True
 
+    def descriptors(self):
+        """What becomes readable when `receive` should be called; for an event loop."""
+        return [bt_zmq_descriptor(self.raw), bt_zmq_descriptor(self.raw_monitor), self.wake.reader]
+
     def interrupt(self):
         """Has `receive` return."""
         pthread_mutex_lock(&self.lock)

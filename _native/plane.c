@@ -128,7 +128,7 @@ static int refused(const bt_plane *p, const bt_wire_greeting *g, char *text, siz
                  p->name);
     else if (g->role == BT_ROLE_DISPATCHER)
         snprintf(text, size, "only clients and workers say HELLO");
-    else if (p->state != BT_OPEN)
+    else if (g->role == BT_ROLE_CLIENT && p->state != BT_OPEN) /* workers may be needed to get done */
         snprintf(text, size, "the service of '%s' is closing", p->name);
     else
         return 0;

@@ -18,11 +18,10 @@ from .._native.calls import ItemHandle
 from ..errors import BatchingError
 from .endpoints import allows_pickle, checked
 from .service import runner_service
+from .signals import FORCED, on_request_to_leave
 from .worker import work
 
 __all__ = ["main"]
-
-_FORCED = 130
 
 
 @click.group()
@@ -65,8 +64,9 @@ def serve(target: str, workers: int, bind: str | None, start_timeout: float) -> 
 def worker(target: str, endpoint: str) -> None:
     """Start one more worker for a service, here or wherever it can be reached from.
 
-    It leaves when the service stops, when the connection is lost, and, after the batch at
-    hand, on SIGTERM or Ctrl-C.
+    It leaves when the service stops, and on SIGTERM or Ctrl-C, when it has answered what it was
+    given; a second signal ends it at once. When the connection is lost it dials again, with pauses of
+    up to ten seconds, so that a service that is back at its endpoint has its workers back.
     """
     try:
         endpoint = checked(endpoint)
@@ -76,8 +76,7 @@ def worker(target: str, endpoint: str) -> None:
 
     def ready(leave: Callable[[], None]) -> None:
         # Not before: a `_setup` may be interrupted as usual, and a batch must not be.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: leave())
+        on_request_to_leave(leave)
         click.echo(f"a worker of {runner.name!r} is ready", err=True)
 
     refusal = work(
@@ -85,6 +84,7 @@ def worker(target: str, endpoint: str) -> None:
         endpoint,
         allow_pickle=allows_pickle(endpoint),
         credits=runner.options.concurrency,
+        redials=True,
         ready=ready,
     )
     if refusal:
@@ -118,7 +118,7 @@ class _Asked:
         self._count += 1
         if self._count > 1:
             # Whatever is still going on: workers end with this process.
-            os._exit(_FORCED)
+            os._exit(FORCED)
         os.write(self._writer, b"\0")
 
 

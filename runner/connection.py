@@ -28,12 +28,19 @@ _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 6_000
 _LINGER_MS = 500
 _RECONNECT_MS = 50
+_LONGEST_RECONNECT_MS = 2_000
 
 
 class Connection:
-    """Raises ZMQError at once for an endpoint that is none."""
+    """Raises ZMQError at once for an endpoint that is none.
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+    Args:
+        patient: nobody may listen there for long: tries grow rarer, down to one in two seconds.
+    """
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, *, patient: bool = False
+    ) -> None:
         self.broken: list[BadPacket] = []  # what came and broke a rule
         self.lost = False
         self._socket = socket = context.socket(zmq.DEALER)
@@ -43,6 +50,8 @@ class Connection:
         socket.setsockopt(zmq.MAXMSGSIZE, 2**31)
         # While nobody listens yet. Once connected, the first loss is the end.
         socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        if patient:
+            socket.setsockopt(zmq.RECONNECT_IVL_MAX, _LONGEST_RECONNECT_MS)
         if endpoint.startswith("tcp:"):
             socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
             socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
@@ -61,6 +70,10 @@ class Connection:
     def register(self, poller: zmq.Poller) -> None:
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._monitor, zmq.POLLIN)
+
+    def unregister(self, poller: zmq.Poller) -> None:
+        poller.unregister(self._socket)
+        poller.unregister(self._monitor)
 
     def send(self, records: list[Record]) -> None:
         packet = Packet()

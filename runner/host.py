@@ -1,8 +1,8 @@
-"""Hosts: the thread or loop in which a worker's runner lives.
+"""Hosts: the threads or the loop in which a worker's runner lives.
 
 Guarantees      1. `_setup`, every batch (with concurrency 1) and `_shutdown` run in the
                    thread that called `run`, or on one loop in it;
-                2. `work` is called once for every batch that was delivered.
+                2. every batch that the link gives out is answered, before `_shutdown`.
 Not promised    an order between batches when concurrency is above 1.
 """
 
@@ -11,112 +11,110 @@ from __future__ import annotations
 import asyncio
 import inspect
 import queue
+import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
-from .wire import Rows
+from .model import Batch, Model
 
-__all__ = ["AsyncHost", "Host", "ThreadHost", "host_of"]
-
-
-class Host:
-    """Runs a runner's hooks. `deliver` and `leave` may be called from any thread."""
-
-    def __init__(self, runner: Any, concurrency: int) -> None:
-        self._runner = runner
-        self._concurrency = concurrency
-
-    def run(self, ready: Callable[[], None], work: Callable[[Rows], Any]) -> None:
-        """`_setup`, then `ready()`, then `work` of each batch until `leave`, then `_shutdown`."""
-        raise NotImplementedError
-
-    def deliver(self, batch: Rows) -> None:
-        raise NotImplementedError
-
-    def leave(self) -> None:
-        """Finish what was delivered, then shut down."""
-        raise NotImplementedError
+__all__ = ["AsyncHost", "Source", "ThreadHost", "host_of"]
 
 
-class ThreadHost(Host):
+class Source(Protocol):
+    """Where batches come from and answers go: a link."""
+
+    def get(self) -> Batch | None:
+        """The next batch, None after the last; for any number of threads."""
+
+    def attach(self, deliver: Callable[[Batch | None], None]) -> None:
+        """Before batches come: they, and None after the last, are delivered in the running loop."""
+
+    def send(self, batch: Batch, answer: Any) -> None:
+        """From any thread."""
+
+
+class ThreadHost:
     """For an ordinary `_run_batch`. An asynchronous `_setup` gets a loop that is not kept running."""
 
-    def __init__(self, runner: Any, concurrency: int) -> None:
-        super().__init__(runner, concurrency)
-        self._inbox: Any = queue.SimpleQueue()
+    def __init__(self, runner: Any, model: Model, concurrency: int) -> None:
+        self._runner = runner
+        self._model = model
+        self._concurrency = concurrency
 
-    def take_from(self, inbox: Any) -> None:
-        """Batches come from `inbox.get()`, None at the end, and not through `deliver` and `leave`."""
-        self._inbox = inbox
-
-    def deliver(self, batch: Rows) -> None:
-        self._inbox.put(batch)
-
-    def leave(self) -> None:
-        self._inbox.put(None)
-
-    def run(self, ready: Callable[[], None], work: Callable[[Rows], Any]) -> None:
+    def run(self, source: Source, ready: Callable[[], None]) -> None:
+        """`_setup`, then `ready()`, then the batches, then `_shutdown`."""
         with asyncio.Runner() as loop:
             _resolve(loop, self._runner._setup())
             ready()
             if self._concurrency == 1:
-                self._one_by_one(work)
+                self._serve(source)
             else:
-                self._several(work)
+                self._serve_with_threads(source)
             _resolve(loop, self._runner._shutdown())
 
-    def _one_by_one(self, work: Callable[[Rows], Any]) -> None:
-        while (batch := self._inbox.get()) is not None:
-            work(batch)
+    def _serve(self, source: Source) -> None:
+        while (batch := source.get()) is not None:
+            source.send(batch, self._model.run(batch))
             del batch  # its memory is the model's; do not keep it while idle
 
-    def _several(self, work: Callable[[Rows], Any]) -> None:
-        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="batch") as pool:
-            while (batch := self._inbox.get()) is not None:
-                pool.submit(work, batch)
-                del batch
+    def _serve_with_threads(self, source: Source) -> None:
+        ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+        def serve() -> None:
+            try:
+                self._serve(source)
+                ended.put(None)
+            except BaseException as error:
+                ended.put(error)
+
+        for number in range(self._concurrency):
+            threading.Thread(target=serve, name=f"batch_{number}", daemon=True).start()
+        for _ in range(self._concurrency):
+            error = ended.get()
+            if error is not None:  # ours: the other threads end with the process
+                raise error
 
 
-class AsyncHost(Host):
+class AsyncHost:
     """For an `async def _run_batch`: everything on one loop, which runs until the end."""
 
-    def __init__(self, runner: Any, concurrency: int) -> None:
-        super().__init__(runner, concurrency)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._early: list[Rows | None] = []
+    def __init__(self, runner: Any, model: Model) -> None:
+        self._runner = runner
+        self._model = model
 
-    def deliver(self, batch: Rows) -> None:
-        assert self._loop is not None  # nothing is delivered before `ready`
-        self._loop.call_soon_threadsafe(self._inbox.put_nowait, batch)
-
-    def leave(self) -> None:
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._inbox.put_nowait, None)
-
-    def run(self, ready: Callable[[], None], work: Callable[[Rows], Any]) -> None:
+    def run(self, source: Source, ready: Callable[[], None]) -> None:
+        """As ThreadHost's."""
         with asyncio.Runner(loop_factory=_new_loop) as loop:
-            loop.run(self._main(ready, work))
+            loop.run(self._main(source, ready))
 
-    async def _main(self, ready: Callable[[], None], work: Callable[[Rows], Any]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._inbox: asyncio.Queue[Rows | None] = asyncio.Queue()
-        await _awaited(self._runner._setup())
-        ready()
-        tasks: set[asyncio.Task[Any]] = set()
-        while (batch := await self._inbox.get()) is not None:
+    async def _main(self, source: Source, ready: Callable[[], None]) -> None:
+        last = asyncio.get_running_loop().create_future()
+        tasks: set[asyncio.Task[None]] = set()
+
+        def deliver(batch: Batch | None) -> None:
+            if batch is None:
+                last.set_result(None)
+                return
             # The dispatcher never sends more than there are credits: no limit is needed here.
-            task = asyncio.ensure_future(work(batch))
+            task = asyncio.ensure_future(self._answer(source, batch))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
-            del batch, task
+
+        await _awaited(self._runner._setup())
+        source.attach(deliver)
+        ready()
+        await last
         await asyncio.gather(*tasks)
         await _awaited(self._runner._shutdown())
 
+    async def _answer(self, source: Source, batch: Batch) -> None:
+        source.send(batch, await self._model.run_async(batch))
 
-def host_of(runner: Any, run_batch: Callable[..., Any], concurrency: int) -> Host:
-    kind = AsyncHost if inspect.iscoroutinefunction(run_batch) else ThreadHost
-    return kind(runner, concurrency)
+
+def host_of(runner: Any, model: Model, concurrency: int) -> ThreadHost | AsyncHost:
+    if inspect.iscoroutinefunction(model.run_batch):
+        return AsyncHost(runner, model)
+    return ThreadHost(runner, model, concurrency)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -1,4 +1,4 @@
-"""A man in the middle between clients and a dispatcher: passes, drops or repeats messages."""
+"""A man in the middle between a dispatcher and its peers: passes, drops, repeats or holds messages."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Self
 import zmq
 from fakes import PATIENCE_S
 
-PASS, DROP, TWICE = "pass", "drop", "twice"
+PASS, DROP, TWICE, HOLD = "pass", "drop", "twice", "hold"
 
 
 class Proxy:
-    """`up` and `down` say what happens to messages towards the dispatcher and from it."""
+    """`up` and `down` say what happens to messages towards the dispatcher and from it. Messages
+    from it may be held: `release` passes them on, in their order."""
 
     def __init__(self, folder: Path, target: str) -> None:
         self.endpoint = f"ipc://{folder}/proxy"
@@ -27,6 +28,10 @@ class Proxy:
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
         assert self._listening.wait(PATIENCE_S)
+
+    def release(self) -> None:
+        self.down = PASS
+        self._wake.send(b"release")
 
     def cut(self) -> None:
         """Ends every connection, and refuses new ones."""
@@ -50,13 +55,18 @@ class Proxy:
         front.bind(self.endpoint)
         self._listening.set()
         backs: dict[bytes, zmq.Socket[bytes]] = {}
+        held: list[list[bytes]] = []
         poller = zmq.Poller()
         for socket in (wake, front):
             poller.register(socket, zmq.POLLIN)
         while True:
             ready = dict(poller.poll())
             if wake in ready:
-                break
+                if not wake.recv():
+                    break
+                for message in held:
+                    front.send_multipart(message)
+                held.clear()
             if front in ready:
                 identity, *frames = front.recv_multipart()
                 if identity not in backs:
@@ -68,6 +78,9 @@ class Proxy:
             for identity, back in backs.items():
                 if back in ready:
                     frames = back.recv_multipart()
+                    if self.down == HOLD:
+                        held.append([identity, *frames])
+                        continue
                     for _ in range(times(self.down)):
                         front.send_multipart([identity, *frames])
         for socket in (wake, front, *backs.values()):

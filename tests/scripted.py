@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 
 from fakes import PATIENCE_S
 
-from batching import Runner
+from batching import BatchOptions, Runner, runner_service
 
 
 class Scripted(Runner):
@@ -32,6 +33,13 @@ class Scripted(Runner):
         with Client(self.path, "AF_UNIX") as test:
             test.send((os.getpid(), x))
             return obey(test.recv(), x)
+
+
+class AsyncScripted(Scripted):
+    """The same on a loop."""
+
+    async def _run_batch(self, x: list[Any]) -> list[Any]:
+        return await asyncio.to_thread(Scripted._run_batch, self, x)
 
 
 def obey(order: tuple[str, Any], x: list[Any]) -> list[Any]:
@@ -109,6 +117,17 @@ class Script:
                 Client(self.path, "AF_UNIX").close()
             self._thread.join(PATIENCE_S)
         self._listener.close()
+
+
+@contextmanager
+def serve(test: Script, workers: int = 1, **options):
+    """A service whose stop is bounded: a failed test leaves calls that nobody answers."""
+    service = runner_service(Scripted(test.path, options=BatchOptions(**options)), workers=workers).start()
+    try:
+        yield service
+        service.stop()
+    finally:
+        service.stop(timeout_s=0)
 
 
 @contextmanager

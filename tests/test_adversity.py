@@ -7,15 +7,14 @@ import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 
 import models
 import numpy as np
 import pytest
-import zmq
 from fakes import PATIENCE_S, Caller, wait_until
-from scripted import OneWay, Script, Scripted, is_alive, script
+from rawpeer import RawPeer
+from scripted import OneWay, is_alive, script, serve
 from shell import Shell
 
 from batching import (
@@ -29,7 +28,7 @@ from batching import (
     runner_service,
 )
 from batching.runner import router, running
-from batching.runner.wire import Buffer, Greeting, Packet, Plain, Role, Rows, Type, parse
+from batching.runner.wire import Buffer, Greeting, Packet, Plain, Role, Rows, Type
 from batching.signature import Signature
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(30)]
@@ -39,17 +38,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(30)]
 def test(tmp_path):
     with script(tmp_path) as own:
         yield own
-
-
-@contextmanager
-def serve(test: Script, workers: int = 1, **options):
-    """A service whose stop is bounded: a failed test leaves calls that nobody answers."""
-    service = runner_service(Scripted(test.path, options=BatchOptions(**options)), workers=workers).start()
-    try:
-        yield service
-        service.stop()
-    finally:
-        service.stop(timeout_s=0)
 
 
 # ---- deaths ---------------------------------------------------------------------------------
@@ -250,39 +238,6 @@ def test_an_argument_that_cannot_be_unpickled_fails_its_caller_only():
 
 
 # ---- peers that misbehave -------------------------------------------------------------------------
-
-
-class RawPeer:
-    """A DEALER that says what it likes."""
-
-    def __init__(self, endpoint: str, receive_high_water: int = 0) -> None:
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.RCVHWM, receive_high_water)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.connect(endpoint)
-
-    def send(self, *frames: bytes) -> None:
-        self._socket.send_multipart(frames)
-
-    def say(self, *records) -> None:
-        packet = Packet()
-        for record in records:
-            packet.add(record)
-        self._socket.send_multipart(packet.frames())
-
-    def hear(self):
-        assert self._socket.poll(PATIENCE_S * 1000)
-        return parse(self._socket.recv_multipart())
-
-    def greet(self, name: str, role: int = Role.CLIENT, **fields) -> None:
-        self.say(Greeting(Type.HELLO, role, name, **fields))
-        (welcome,) = self.hear()
-        assert welcome.type == Type.WELCOME
-
-    def close(self) -> None:
-        self._socket.close()
-        self._context.term()
 
 
 @pytest.fixture

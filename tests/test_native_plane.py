@@ -14,6 +14,8 @@ pytest.importorskip("batching._native.plane", exc_type=ImportError)
 from batching._native import link, pipe, wire
 from batching._native.plane import Plane
 from batching._native.scheduler import Scheduler
+from batching.runner.native_worker import NativeWorkerLink
+from batching.runner.wire import Greeting, Type
 from batching.signature import Signature
 
 HELLO, WELCOME, CALL, ANSWER, ERROR, CANCEL, BATCH, RESULT, PING, PONG, STOP, BYE = range(1, 13)
@@ -827,3 +829,28 @@ def test_a_connected_caller_may_take_the_short_way_that_the_service_takes():
     signature = Signature(models.Echo()._run_batch)
     assert signature.simple
     assert Signature.from_bytes(signature.to_bytes()).simple
+
+
+class NoMemory:
+    def take(self, dtype, shape):
+        raise MemoryError
+
+
+def test_a_batch_for_whose_rows_a_worker_has_no_memory_is_answered_with_that(start):
+    service = start(max_batch_rows=1_000_000)
+    hello = Greeting(Type.HELLO, WORKER, "model", credits=1)
+    worker = NativeWorkerLink(service.endpoint, hello)
+    worker._pool = NoMemory()
+    worker.start()
+    batches = []
+    thread = threading.Thread(target=lambda: batches.append(worker.get()))
+    thread.start()
+    client = service.client()
+    client.call(1, rows=50_000)  # more than what is taken from the pool at least
+    _, id_, content = client.next()
+    assert (id_, content[0]) == (1, RUNNER)
+    assert b"MemoryError" in content[3]
+    client.call(2)
+    thread.join(10)
+    assert [batch.rows for batch in batches] == [1]
+    worker.close()
