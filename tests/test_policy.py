@@ -66,14 +66,13 @@ class Engine:
                 self.run()
             self.scheduler.check()
 
-
     def arrive(self, times_ns) -> list[int]:
         """Calls at these times; every batch that starts meanwhile, by its start."""
         starts = []
         for at_ns in times_ns:
             while True:
                 until_ns = self.start(starts)
-                due_ns = min([*self.ends.values(), *([until_ns] if until_ns is not None else [])], default=at_ns)
+                due_ns = min([*self.ends.values(), at_ns if until_ns is None else until_ns], default=at_ns)
                 if due_ns >= at_ns:
                     break
                 self.now = due_ns
