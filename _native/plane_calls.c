@@ -271,6 +271,23 @@ static void fail_for_memory(bt_plane *p, uint32_t place)
     fail_entry(p, place, &e);
 }
 
+enum { SHOWN_KEY_BYTES = 200 };
+
+static int shown_bytes(uint32_t key_bytes)
+{
+    return (int)(key_bytes < SHOWN_KEY_BYTES ? key_bytes : SHOWN_KEY_BYTES);
+}
+
+/* Fails a call with the keys of two parts that cannot be joined: what they are, as text. */
+static void parts_differ(bt_plane *p, uint32_t place, const bt_wire_rows *one, const bt_wire_rows *other)
+{
+    char text[2 * SHOWN_KEY_BYTES + 64];
+    snprintf(text, sizeof text, "the parts of one call differ: %.*s and %.*s", shown_bytes(one->key_bytes),
+             (const char *)one->key, shown_bytes(other->key_bytes), (const char *)other->key);
+    bt_wire_error e = bt_plain_error(BT_E_RESULT, text);
+    fail_entry(p, place, &e);
+}
+
 /* A call whose rows came in several batches: joined if they can be. */
 static void answer_cut(bt_plane *p, uint32_t place)
 {
@@ -281,9 +298,7 @@ static void answer_cut(bt_plane *p, uint32_t place)
         if (a->rows.key_bytes == first->rows.key_bytes && bt_same_layout(&a->rows, &first->rows) &&
             memcmp(a->rows.key, first->rows.key, first->rows.key_bytes) == 0)
             continue;
-        bt_wire_error error =
-            bt_plain_error(BT_E_RESULT, "the parts of the call differ in kind, dtype or columns");
-        fail_entry(p, place, &error);
+        parts_differ(p, place, &first->rows, &a->rows);
         return;
     }
     bt_slice *s = calloc(count, sizeof *s);

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from batching._native.blobs import holds_instance
 from batching._native.rows import is_sole_reference
 from batching.errors import InvalidPayload, RunnerError
-from batching.payloads import InvalidResult, Kind, Piece, Registry, pickling
+from batching.payloads import Fixed, InvalidResult, Kind, Piece, Registry, Var, pickling
 
-__all__ = ["Results", "portable"]
+__all__ = ["Results", "encode_output"]
 
 
 class Results:
@@ -144,7 +144,34 @@ def _unshared_exceptions(output: list[Any]) -> list[Any]:
     return output
 
 
-def portable(output: list[Any], *, allow_pickle: bool) -> list[Any]:
+def encode_output(kind: Kind, key: Any, output: Any, *, allow_pickle: bool) -> Iterable[Fixed | Var]:
+    """The buffers of one output. What stands in a row of a list and cannot travel is an error there.
+
+    Raises:
+        InvalidResult: something else than a list cannot travel.
+    """
+    if type(output) is list:
+        output = _with_portable_errors(output, allow_pickle=allow_pickle)
+    try:
+        return kind.encode(key, output, allow_pickle=allow_pickle)
+    except InvalidPayload as error:
+        if type(output) is not list:
+            raise _cannot_travel(error) from None
+    rows: list[Any] = []
+    for element in output:
+        try:
+            kind.encode(key, [element], allow_pickle=allow_pickle)
+        except InvalidPayload as error:
+            element = _cannot_travel(error)
+        rows.append(element)
+    return kind.encode(key, rows, allow_pickle=allow_pickle)
+
+
+def _cannot_travel(error: InvalidPayload) -> InvalidResult:
+    return InvalidResult(f"_run_batch returned what cannot travel: {error}")
+
+
+def _with_portable_errors(output: list[Any], *, allow_pickle: bool) -> list[Any]:
     """The list with a RunnerError in every row where an exception stands that would not arrive:
     one that cannot be pickled, or cannot be made again of its pickle."""
     if not holds_instance(output, Exception):

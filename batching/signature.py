@@ -26,7 +26,7 @@ from batching.keys import Keys
 from batching.payloads import Encoded, Fixed, InvalidResult, Kind, Piece, Registry, Var
 from batching.payloads.canonical import dumps, freeze, loads, thaw
 from batching.payloads.padding import Pad
-from batching.results import Results, portable
+from batching.results import Results, encode_output
 
 __all__ = ["Described", "Encoded", "InvalidResult", "Payload", "Signature"]
 
@@ -325,19 +325,15 @@ class Signature:
         """A whole batch's result as key and buffers, whose rows can then be cut by anybody.
 
         Raises:
-            InvalidResult: as `split`; or something in it cannot be pickled.
+            InvalidResult: as `split`; or something in it cannot be pickled. In a list, that is
+                the error of its row alone.
         """
         tokens: list[Hashable] = []
         buffers: list[Fixed | Var] = []
         for kind, output in self._results.check(result, rows):
             key = kind.key(output)
             tokens.append((kind.name, key))
-            try:
-                if type(output) is list:
-                    output = portable(output, allow_pickle=allow_pickle)
-                buffers += kind.encode(key, output, allow_pickle=allow_pickle)
-            except InvalidPayload as error:
-                raise InvalidResult(f"_run_batch returned what cannot travel: {error}") from None
+            buffers += encode_output(kind, key, output, allow_pickle=allow_pickle)
         return Encoded(self._keys.dumps((int(isinstance(result, tuple)), tuple(tokens))), rows, buffers)
 
     def decode_result(

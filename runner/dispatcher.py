@@ -62,6 +62,8 @@ _LONGEST_BUDGET_NS = 2**61
 _MOST_CREDITS = 1_024
 # Of one client, in one turn.
 _MOST_QUESTIONS = 64
+# Of a key in an error's text.
+_SHOWN_KEY_BYTES = 200
 # How long an ending dispatcher waits for clients to read what it has for them; then
 # libzmq goes on with what it was given, for as long again.
 _LINGER_NS = 500 * _NS_PER_MS
@@ -621,10 +623,15 @@ class _RemoteOrigin:
     def answer(self, parts: list[Part]) -> None:
         if self._client.calls.pop(self._id, None) is None:
             return
-        if len({part.key for part in parts}) > 1:
-            text = "the parts of the call differ in kind, dtype or columns"
-            self._post(self._client, Failure(self._id, Code.BAD_RESULT, text))
-            return
+        for part in parts:
+            if part.key != parts[0].key:
+                # As text: what they are.
+                keys = [
+                    bytes(key[:_SHOWN_KEY_BYTES]).decode(errors="replace") for key in (parts[0].key, part.key)
+                ]
+                text = "the parts of one call differ: " + " and ".join(keys)
+                self._post(self._client, Failure(self._id, Code.BAD_RESULT, text))
+                return
         rows = sum(part.rows for part in parts)
         buffers = join([part.buffers for part in parts])
         record = Rows(Type.ANSWER, self._id, rows, parts[0].key, buffers)

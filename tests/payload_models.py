@@ -78,6 +78,26 @@ class Several(Runner):
         return (*outputs, told)
 
 
+class Rounds(Runner):
+    """Integers as they are, and an array of floats once one of them is large."""
+
+    options = BatchOptions(max_batch_size=2)
+
+    def _run_batch(self, x: np.ndarray) -> np.ndarray:
+        return x if x.max() < 2 else x / 2
+
+
+class Generators(Runner):
+    """A generator in every row that asks for one: which no other process could run."""
+
+    def _run_batch(self, wanted: list[bool]) -> list[Any]:
+        return [iter_of(range(3)) if each else "none" for each in wanted]
+
+
+def iter_of(values: Any) -> Iterator[Any]:
+    yield from values
+
+
 class Buckets(Runner):
     """Returns for each row the buckets of all rows in its batch."""
 

@@ -241,6 +241,31 @@ def test_ragged_arrays_are_padded_and_lengths_told(handle, pool) -> None:
     assert lengths.tolist() == [3, 0, 5]
 
 
+def test_parts_of_one_call_that_differ_are_an_error_naming_both(handle) -> None:
+    with pytest.raises(RunnerError, match=r"parts of one call differ: .*(int64|<i8).* and .*(float64|<f8)"):
+        handle(payload_models.Rounds).run_batch(np.arange(4))
+
+
+def test_a_row_that_cannot_travel_is_the_error_of_its_caller_alone(handle, pool) -> None:
+    run = handle(payload_models.Generators).run
+
+    def outcome(wanted: bool) -> Any:
+        try:
+            return run(wanted)
+        except RunnerError as error:
+            return str(error)
+
+    for wanted, answer in zip([False, True] * 4, together(pool, outcome, [False, True] * 4), strict=True):
+        if not wanted:
+            assert answer == "none"
+        elif isinstance(answer, str):
+            assert "what cannot travel" in answer
+            assert "generator" in answer
+        else:
+            # Embedded it does not travel.
+            assert list(answer) == [0, 1, 2]
+
+
 def test_what_cannot_be_joined_is_refused_with_the_rule(handle) -> None:
     with pytest.raises(InvalidPayload, match="one row, got 2 rows: use run_batch"):
         handle(models.Echo).run(pd.DataFrame({"a": [1, 2]}))

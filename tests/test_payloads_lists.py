@@ -16,7 +16,7 @@ from wire import joined, sliced
 
 from batching.errors import InvalidPayload, RunnerError
 from batching.payloads import Var, pickling
-from batching.signature import Signature
+from batching.signature import InvalidResult, Signature
 
 
 class Stubborn(Exception):
@@ -187,3 +187,41 @@ def test_an_exception_in_a_row_arrives_as_itself_if_it_can() -> None:
         signature.finish(call.payload, parts[2:])
     assert caught.value.type_name == "Stubborn"
     assert caught.value.message == "1 and 2"
+
+
+@pytest.mark.parametrize("allow_pickle", [True, False])
+def test_a_row_that_cannot_travel_or_failed_is_its_callers_error_with_and_without_pickle(
+    allow_pickle,
+) -> None:
+    signature = Signature(one)
+    call = signature.describe(("x",), {}, False)
+    rows = ["fine", (i for i in ()), KeyError("k"), {"also": "fine"}]
+    result = signature.encode_result(rows, 4, allow_pickle=allow_pickle)
+    parts = [
+        signature.decode_result(*each, allow_pickle=allow_pickle) for each in sliced(result, [1, 1, 1, 1])
+    ]
+    assert [signature.finish(call.payload, [parts[at]]) for at in (0, 3)] == [rows[0], rows[3]]
+    with pytest.raises(InvalidResult, match=r"cannot travel: .*generator"):
+        signature.finish(call.payload, [parts[1]])
+    with pytest.raises(KeyError if allow_pickle else RunnerError, match="k"):
+        signature.finish(call.payload, [parts[2]])
+
+
+def test_what_cannot_travel_in_an_array_is_everybodys_error() -> None:
+    rows = np.empty(2, dtype=object)
+    rows[:] = ["fine", (i for i in ())]
+    with pytest.raises(InvalidResult, match=r"cannot travel: .*generator"):
+        Signature(one).encode_result(rows, 2)
+
+
+class Rows(list):
+    __slots__ = ()
+
+
+def test_a_list_of_a_subclass_is_a_list() -> None:
+    signature = Signature(one)
+    assert through_wire(signature, [Rows([1, 2]), [3]]) == [1, 2, 3]
+    result = signature.encode_result(Rows([1, KeyError()]), 2)
+    [first, _] = [signature.decode_result(*each) for each in sliced(result, [1, 1])]
+    assert first == [1]
+    assert [type(part) for part in signature.split(Rows([1, 2]), [1, 1])] == [list, list]

@@ -173,3 +173,10 @@ def test_buffers_that_do_not_fit_the_key_are_refused(buffers, rows) -> None:
 def test_keys_that_are_none_are_refused(key) -> None:
     with pytest.raises(InvalidPayload):
         Signature(one).decode(key, [Fixed(8, bytes(8))], 1)
+
+
+def test_an_item_that_leaves_no_axis_for_the_rows_is_refused() -> None:
+    most = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
+    with pytest.raises(InvalidPayload, match="axes leaves none for the rows"):
+        Signature(one).describe((np.zeros((1,) * most),), {}, False)
+    assert Signature(one).describe((np.zeros((1,) * (most - 1)),), {}, False).rows == 1

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from batching.errors import InvalidPayload
+from batching.errors import InvalidPayload, InvalidResult, RunnerError
 
 from . import pickling
 from .kinds import refuse_pickle
@@ -126,6 +126,10 @@ def _float(value: float) -> tuple[str, str]:
     return "float", value.hex()
 
 
+def _error(value: RunnerError) -> tuple[str, ...]:
+    return type(value).__name__, str(value.args[0]), value.type_name, value.message, value.traceback
+
+
 def _frozen_items(items: Any) -> tuple[Any, ...]:
     return tuple(freeze(item) for item in items)
 
@@ -143,6 +147,9 @@ _FREEZE: dict[type, Callable[[Any], Hashable]] = {
     # In the order of their frozen forms: the order of a set is an accident of hashing.
     set: lambda value: ("set", *sorted(_frozen_items(value), key=repr)),
     frozenset: lambda value: ("frozenset", *sorted(_frozen_items(value), key=repr)),
+    # Ours: the error in a row of a list must reach its caller without pickle too.
+    RunnerError: _error,
+    InvalidResult: _error,
     # In the order of the caller: the model can see it.
     dict: lambda value: ("dict", *((freeze(k), freeze(v)) for k, v in value.items())),
 }
@@ -176,6 +183,8 @@ _THAW: dict[str, Callable[[Any, bool], Any]] = {
     "dict": lambda content, allow: {
         thaw(k, allow_pickle=allow): thaw(v, allow_pickle=allow) for k, v in content
     },
+    "RunnerError": lambda content, allow: RunnerError(*map(str, content)),
+    "InvalidResult": lambda content, allow: InvalidResult(*map(str, content)),
     "numpy": _thaw_numpy,
     "pickle": _thaw_pickle,
 }

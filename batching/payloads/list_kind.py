@@ -27,6 +27,9 @@ class ListKind(Kind):
     def item(self, batch: list[Any], row: int) -> Any:
         return batch[row]
 
+    def check(self, batch: Any) -> list[Any]:
+        return batch if type(batch) is list else list(batch)
+
     def key(self, batch: list[Any]) -> Hashable:
         return ()
 

@@ -108,7 +108,10 @@ class NumpyKind(Kind):
         self._pool = BufferPool()
 
     def lift(self, item: Any) -> np.ndarray[Any, Any]:
-        return np.asarray(item)[np.newaxis]
+        try:
+            return np.asarray(item)[np.newaxis]
+        except IndexError as error:
+            raise InvalidPayload(f"an item of {item.ndim} axes leaves none for the rows") from error
 
     def lower(self, batch: np.ndarray[Any, Any]) -> Any:
         return batch[0]
