@@ -98,6 +98,7 @@ cdef extern from "plane.h" nogil:
         BT_EVENT_DRAINED
         BT_EVENT_ENDED
         BT_EVENT_ASK
+        BT_EVENT_RAN
 
     ctypedef struct bt_event:
         bt_event *next

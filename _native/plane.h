@@ -62,6 +62,7 @@ typedef enum {
     BT_EVENT_DRAINED = 4,
     BT_EVENT_ENDED = 5,   /* the last event there is */
     BT_EVENT_ASK = 6,     /* clients want the dispatcher's numbers, of now or later: BT_COMMAND_REPLY */
+    BT_EVENT_RAN = 7,     /* 8 batches ended well, or 16, 32 and so on */
 } bt_event_kind;
 
 typedef struct bt_event {

@@ -27,7 +27,7 @@ include "libzmq.pxi"
 
 __all__ = ["Plane"]
 
-cdef tuple KINDS = ("", "local", "ready", "kill", "drained", "ended", "ask")
+cdef tuple KINDS = ("", "local", "ready", "kill", "drained", "ended", "ask", "ran")
 
 
 @cython.final
@@ -94,7 +94,8 @@ cdef class Plane:
 
         Kinds: "local" (answers to calls of this process: number is the address of a message, which
         the caller drops), "ready" and "kill" (text: the token of a supervised worker), "ask"
-        (clients want `statistics`: `reply`), "drained", "ended".
+        (clients want `statistics`: `reply`), "ran" (8 batches ended well, or 16, 32 and so on),
+        "drained", "ended".
         """
         cdef bt_event *event
         cdef bt_event *next_event

@@ -5,6 +5,8 @@
 
 #include "plane_state.h"
 
+#define FIRST_RAN 8 /* batches before the first BT_EVENT_RAN */
+
 bt_wire_error bt_plain_error(uint16_t code, const char *text)
 {
     bt_wire_error e;
@@ -384,6 +386,8 @@ void bt_plane_result(bt_plane *p, bt_peer *worker, bt_message *m, const bt_recor
     }
     size_t count;
     const bt_settled *parts = bt_finished(p->scheduler, r->id, bt_now_ns(), BT_OK, &count);
+    if (++p->ended_well >= FIRST_RAN && (p->ended_well & (p->ended_well - 1)) == 0)
+        bt_plane_event(p, BT_EVENT_RAN, NULL, NULL, NULL);
     uint64_t **offsets = has_var(rows) ? row_offsets(rows) : NULL;
     for (size_t i = 0; i < count; i++) {
         /* bt_cancel, on the rare way out of memory, would end the life of `parts`. */

@@ -88,6 +88,7 @@ struct bt_plane {
     bt_peer *bucket[BT_BUCKETS];  /* by hash of the identity */
     uint64_t next_number, clock, next_ping;
     uint64_t dropped, cut_off;
+    uint64_t ended_well;          /* batches */
     int drained_told;
     bt_question *question;
     uint32_t questions, question_capacity;

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .._native.calls import Call, Handle, ItemHandle
+from ..budget import BudgetLookout
 from ..errors import RunnerClosed
 from ..options import BatchOptions
 from ..statistics import Statistics
@@ -72,6 +73,7 @@ class _Connected:
         self.options = options
         self._closed = False
         self._engine_of_close = engine
+        self._budget = BudgetLookout(name, lambda: Statistics.from_numbers(engine.link.statistics()))
         self._bind(engine)
 
     def _bind(self, engine: Any) -> None:
@@ -85,6 +87,10 @@ class _Connected:
         if self._closed:
             self._start()
         return Statistics.from_numbers(self._engine_of_close.link.statistics())
+
+    def _check_budget(self) -> bool:
+        budget_ms = self.options.max_latency_ms
+        return budget_ms is not None and self._budget.look(budget_ms)
 
     def close(self) -> None:
         """Gives the handle up; calls that are out get their answers while other handles use

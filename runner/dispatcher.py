@@ -64,6 +64,8 @@ _MOST_CREDITS = 1_024
 _MOST_QUESTIONS = 64
 # Of a key in an error's text.
 _SHOWN_KEY_BYTES = 200
+# `Hooks.batches_ran` comes after so many batches, then after twice as many, and so on.
+_FIRST_RAN = 8
 # How long an ending dispatcher waits for clients to read what it has for them; then
 # libzmq goes on with what it was given, for as long again.
 _LINGER_NS = 500 * _NS_PER_MS
@@ -87,6 +89,7 @@ class Dispatcher:
         self._name = serving.name
         self._description = serving.description
         self._hooks = serving.hooks
+        self._ended_well = 0  # batches
         self._run_timeout_ms = serving.run_timeout_ms
         self._max_unread_bytes = serving.max_unread_bytes
         self._ledger = Ledger(serving.scheduler, serving.max_queue_rows)
@@ -423,6 +426,9 @@ class Dispatcher:
             return
         if record.rows == running.rows:
             self._ledger.answered(time.monotonic_ns(), record.id, record)
+            self._ended_well += 1
+            if self._ended_well >= _FIRST_RAN and self._ended_well & (self._ended_well - 1) == 0:
+                self._hooks.batches_ran()
             return
         text = f"a worker was given {running.rows} rows and answered {record.rows}"
         self._ledger.ended(time.monotonic_ns(), record.id, "invalid", Failure(0, Code.BAD_RESULT, text))

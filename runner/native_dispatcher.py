@@ -137,6 +137,8 @@ class NativeDispatcher:
                 self._hooks.kill_worker(text, why)
             case "ask":
                 self._plane.reply(json.dumps(self.statistics()).encode())
+            case "ran":
+                self._hooks.batches_ran()
             case "drained":
                 self._drained.set()
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from .._native.calls import Call, Handle
 from .._native.scheduler import Scheduler
+from ..budget import BudgetLookout
 from ..errors import DeadlineExceeded, RunnerClosed
 from ..options import BatchOptions
 from ..statistics import Statistics
@@ -54,6 +55,7 @@ class RunningService(Hooks):
         self._ready: set[str] = set()
         self._ending = threading.Lock()  # the interpreter's end may meet a stop under way
         self._ended = False
+        self._budget = BudgetLookout(runner.name, self.statistics)
         self._signature = signature_of(runner)
         recipe = pickled(runner)
         self._directory = PrivateDirectory() if endpoint is None else None
@@ -104,12 +106,17 @@ class RunningService(Hooks):
 
     def set_options(self, options: BatchOptions) -> None:
         self._options = options
+        self._budget = BudgetLookout(self._name, self.statistics)
         self.engine.max_latency_ms = options.max_latency_ms
         self._dispatcher.set_options(options.for_scheduler(), options.max_queue_rows, options.run_timeout_ms)
         self._dispatcher.describe(described(self._runner, options))
 
     def statistics(self) -> Statistics:
         return Statistics.from_numbers(self._dispatcher.statistics())
+
+    def check_budget(self) -> bool:
+        """Nothing is left to look at: `batches_ran` does."""
+        return True
 
     # In the dispatcher's thread:
 
@@ -118,6 +125,11 @@ class RunningService(Hooks):
 
     def kill_worker(self, token: str, why: str) -> None:
         self._supervisor.kill(token, why)
+
+    def batches_ran(self) -> None:
+        # Whoever called: also if all of them are in other processes.
+        if self._options.max_latency_ms is not None:
+            self._budget.look(self._options.max_latency_ms)
 
     def settle_turn(self) -> None:
         self._outcomes.settle()
@@ -198,12 +210,19 @@ class ForkedService:
         self._recipe = (endpoint, name, signature, options)
         self._link = new_link(endpoint, name, timeout_s=_FORK_TIMEOUT_S)
         self.engine = engine_on(self._link, signature, options)
+        self._options = options
+        self._budget = BudgetLookout(name, self.statistics)
 
     def set_options(self, options: BatchOptions) -> None:
         raise RunnerClosed("the options belong to the process that started the service")
 
     def statistics(self) -> Statistics:
         return Statistics.from_numbers(self._link.statistics())
+
+    def check_budget(self) -> bool:
+        """Looks at the budget; True: no more."""
+        budget_ms = self._options.max_latency_ms
+        return budget_ms is not None and self._budget.look(budget_ms)
 
     def stop(self, timeout_s: float | None) -> None:
         """Ends the child's own connection, and nothing else."""

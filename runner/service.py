@@ -21,7 +21,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from .._native.calls import Handle, ItemHandle
-from ..budget import warn_if_below_one_row
 from ..errors import RunnerClosed
 from ..options import BatchOptions
 from ..statistics import Statistics
@@ -144,8 +143,7 @@ class _Service:
         return running.statistics()
 
     def _check_budget(self) -> bool:
-        budget_ms = self._options.max_latency_ms
-        return budget_ms is not None and warn_if_below_one_row(self.name, self.statistics(), budget_ms)
+        return self._running is None or self._running.check_budget()
 
     def __repr__(self) -> str:
         return (

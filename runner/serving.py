@@ -12,13 +12,16 @@ __all__ = ["Counters", "Hooks", "Serving"]
 
 
 class Hooks:
-    """What a dispatcher tells its owner. All of them are called in its thread."""
+    """What a dispatcher tells its owner. All of them are called in its thread, or one for this alone."""
 
     def worker_ready(self, token: str) -> None:
         """The supervised worker greeted."""
 
     def kill_worker(self, token: str, why: str) -> None:
         """The supervised worker hangs or lost its connection. `worker_died` is awaited."""
+
+    def batches_ran(self) -> None:
+        """So many batches ended well that more is known of their cost: 8, 16, 32 and so on."""
 
     def settle_turn(self) -> None:
         """The outcomes of this turn are complete."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import subprocess
 import sys
+import threading
+import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,6 +24,7 @@ from batching import (
     BatchOptions,
     DeadlineExceeded,
     InvalidPayload,
+    Overloaded,
     Runner,
     RunnerClosed,
     ServiceUnreachable,
@@ -321,3 +325,69 @@ def test_statistics_are_the_services():
         service.run(1)
         assert handle.statistics().answered == 2
         assert handle.statistics().groups == 1
+
+
+# ---- a budget that cannot be kept --------------------------------------------------------------
+
+BELOW_ONE_ROW = r"runner 'Echo': a batch of one row takes .* ms, .* than max_latency_ms, 1e-06"
+
+
+@pytest.fixture
+def warned():
+    """The texts of the warnings, of all threads."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield caught
+
+
+def wait_for_looks():
+    def looks() -> int:
+        return sum(thread.name.endswith("-budget") for thread in threading.enumerate())
+
+    wait_until(lambda: looks() == 0, "the end of the looks at the budget")
+
+
+def run_batches(handle, batches: int) -> None:
+    """With a deadline of their own, so that no caller looks at the budget."""
+    for number in range(batches):
+        handle.run_batch([0] * (1 + number % 3), deadline_ms=PATIENCE_S * 1000)
+
+
+def run_late(handle, calls: int) -> None:
+    for _ in range(calls):
+        with pytest.raises((DeadlineExceeded, Overloaded)):
+            handle.run(0)
+
+
+def test_a_service_warns_once_of_a_budget_below_one_row_though_all_its_callers_are_remote(warned):
+    runner = models.Echo(options=BatchOptions(max_latency_ms=1e-6))
+    with runner_service(runner) as service, connect(service.endpoint, "Echo") as handle:
+        run_batches(handle, 16)
+        wait_until(lambda: len(warned) > 0, "the warning")
+        run_batches(handle, 64)
+        wait_for_looks()
+    (warning,) = warned
+    assert warning.category is RuntimeWarning
+    assert re.match(BELOW_ONE_ROW, str(warning.message))
+
+
+def test_a_connected_caller_is_warned_once_of_a_budget_below_one_row(warned):
+    runner = models.Echo(options=BatchOptions(max_latency_ms=1e-6))
+    with runner_service(runner) as service, connect(service.endpoint, "Echo") as handle:
+        service.options = BatchOptions()  # so that it is the connected caller who warns
+        run_batches(handle, 16)
+        run_late(handle, 8)
+        wait_until(lambda: len(warned) > 0, "the warning")
+        run_late(handle, 24)
+        wait_for_looks()
+    (warning,) = warned
+    assert re.match(BELOW_ONE_ROW, str(warning.message))
+
+
+def test_a_budget_that_can_be_kept_is_not_warned_about(warned):
+    runner = models.Echo(options=BatchOptions(max_latency_ms=PATIENCE_S * 1000))
+    with runner_service(runner) as service, connect(service.endpoint, "Echo") as handle:
+        for number in range(32):
+            handle.run_batch([0] * (1 + number % 3))
+        wait_for_looks()
+    assert not warned
