@@ -176,7 +176,7 @@ class Signature:
     def _batch(self, slot: Slot, value: Any, batched: bool) -> tuple[Kind, Any]:
         try:
             ragged = self._binding.ragged.get(slot.name)
-            if ragged is not None and ragged.claims(value, batched):
+            if ragged is not None:
                 return ragged, ragged.check(value) if batched else ragged.lift(value)
             if not batched:
                 kind = self._registry.of_item(type(value))
@@ -294,8 +294,14 @@ class Signature:
         ):
             return key
         names, tokens, _ = loads(key)
-        _, batches, _ = self._decode_call(key, buffers, rows, allow_pickle)
-        return dumps((names, tokens, self._bucket(*batches[0], rows)))
+        try:
+            _, batches, _ = self._decode_call(key, buffers, rows, allow_pickle)
+            return dumps((names, tokens, self._bucket(*batches[0], rows)))
+        except Exception:
+            raise
+        except BaseException as error:
+            # Not the caller's own thread, which might want to end.
+            raise RunnerError.from_exception("group_by", error) from error
 
     def _decode_call(
         self, key: bytes, buffers: Sequence[Fixed | Var], rows: int, allow_pickle: bool

@@ -240,9 +240,9 @@ def test_the_signature_is_known_to_another_process() -> None:
     signature = Signature(run_batch, static_args=("scale", "mode"), pad={"y": Pad(-1.0)})
     twin = Signature.from_bytes(signature.to_bytes())
     for args, kwargs in [
-        ((1, 2), {}),
+        ((1, np.ones(2)), {}),
         ((1, np.ones(3)), {"extra": 5, "mode": Mode.SLOW}),
-        ((1, 2, 3, 4), {}),
+        ((1, np.ones((2, 2)), 3, 4), {}),
     ]:
         mine, theirs = signature.describe(args, kwargs, False), twin.describe(args, kwargs, False)
         assert mine.key == theirs.key

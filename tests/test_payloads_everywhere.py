@@ -229,6 +229,13 @@ def test_a_bucket_that_cannot_be_told_fails_its_call_alone(handle) -> None:
     assert handle(payload_models.Buckets).run("a") == {1}
 
 
+def test_a_group_by_that_would_end_the_process_ends_its_call_alone(handle) -> None:
+    # In the caller's own thread that is what it asked for; elsewhere nobody did.
+    with pytest.raises((SystemExit, RunnerError)):
+        handle(payload_models.Buckets).run("the end")
+    assert handle(payload_models.Buckets).run("a") == {1}
+
+
 def test_ragged_arrays_are_padded_and_lengths_told(handle, pool) -> None:
     items = [np.arange(n) for n in (3, 0, 5, 1)] * 4
     for item, (total, length) in zip(

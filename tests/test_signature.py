@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from pandas.testing import assert_frame_equal, assert_series_equal
 
 from batching._native.rows import VIEW_ROW_BYTES
 from batching.errors import InvalidPayload, RunnerError
+from batching.payloads import make_var, pickling
 from batching.payloads.padding import Pad
 from batching.signature import InvalidResult, Signature
 
@@ -572,12 +574,82 @@ def test_padding_of_several_arguments_by_name() -> None:
 
 def test_items_that_differ_in_more_than_length_are_not_joined() -> None:
     signature = Signature(one, pad=Pad())
-    items = [np.ones(3), np.ones(3, dtype=np.float32), np.ones((3, 2)), [1, 2]]
-    assert len({signature.describe((item,), {}, False).key for item in items}) == 4
+    items = [np.ones(3), np.ones(3, dtype=np.float32), np.ones((3, 2))]
+    assert len({signature.describe((item,), {}, False).key for item in items}) == 3
     with pytest.raises(InvalidPayload, match="differ in length only"):
         signature.describe(([np.ones(3), np.ones((3, 2))],), {}, True)
     with pytest.raises(InvalidPayload, match="length"):
         signature.describe((np.ones(3),), {}, True)
+
+
+@pytest.mark.parametrize(
+    ("value", "batched", "got"),
+    [
+        (np.array(3), False, "int64 of shape ()"),
+        ([1, 2], False, "list"),
+        ("text", False, "str"),
+        (None, False, "NoneType"),
+        (pd.DataFrame({"a": [1]}), False, "DataFrame"),
+        (np.ma.array([1, 2]), False, "MaskedArray"),
+        ([[1, 2], [3]], True, "list"),
+        ([np.arange(2), np.array(3)], True, "int64 of shape ()"),
+        (pd.DataFrame({"a": [1]}), True, "DataFrame"),
+        (np.ma.array([[1, 2]]), True, "MaskedArray"),
+        ((np.arange(2),), True, "tuple"),
+    ],
+)
+def test_what_has_no_length_is_not_padded(value, batched, got) -> None:
+    """Nor given to the model as something else, which has no lengths to go with it."""
+
+    def model(tokens, lengths): ...
+
+    with pytest.raises(InvalidPayload, match=rf"argument 'tokens': .*ndarrays.*got {re.escape(got)}$"):
+        Signature(model, pad=Pad(lengths="lengths")).describe((value,), {}, batched)
+
+
+@pytest.mark.parametrize("nothing", [[], np.empty((0, 3)), np.empty((0, 0, 2))])
+def test_padding_of_no_item_is_an_empty_array(nothing) -> None:
+    def model(tokens, lengths): ...
+
+    signature = Signature(model, pad=Pad(lengths="lengths"))
+    call = signature.describe((nothing,), {}, True)
+    sent = signature.encode(call.payload)
+    for args, kwargs in (
+        signature.join([(call.payload, 0, 0)]),
+        signature.decode(sent.key, sent.buffers, 0),
+    ):
+        assert args[0].shape == (0, 0, *np.shape(nothing)[2:])
+        assert kwargs["lengths"].shape == (0,)
+
+
+def test_a_value_that_does_not_fit_the_items_is_the_error_of_their_caller() -> None:
+    signature = Signature(one, pad=Pad(300))
+    assert signature.describe((np.arange(3),), {}, False).rows == 1
+    for _ in range(2):
+        with pytest.raises(InvalidPayload, match="items of uint8 cannot be padded with 300"):
+            signature.describe((np.arange(3, dtype=np.uint8),), {}, False)
+
+
+def test_items_of_objects_are_padded_on_both_sides_of_the_wire() -> None:
+    def model(tokens, lengths): ...
+
+    signature = Signature(model, pad=Pad(value=None, lengths="lengths"))
+    items = [np.array(["a", {"b": 1}], dtype=object), np.array([2.5], dtype=object)]
+    call = signature.describe((items,), {}, True)
+    sent = signature.encode(call.payload)
+    for args, kwargs in (
+        signature.join([(call.payload, 0, 2)]),
+        signature.decode(sent.key, sent.buffers, 2),
+    ):
+        assert args[0].tolist() == [["a", {"b": 1}], [2.5, None]]
+        assert kwargs["lengths"].tolist() == [2, 1]
+    with pytest.raises(InvalidPayload, match="pickle is not allowed"):
+        signature.encode(call.payload, allow_pickle=False)
+    with pytest.raises(InvalidPayload, match="pickle is not allowed"):
+        signature.decode(sent.key, sent.buffers, 2, allow_pickle=False)
+    for other in (np.zeros(2), np.array([["a"]], dtype=object), "text", None):
+        with pytest.raises(InvalidPayload, match=r"an item of .* is not object of shape"):
+            signature.decode(sent.key, [make_var([pickling.dumps(other)] * 2)], 2)
 
 
 def test_lengths_are_not_the_callers_to_give() -> None:

@@ -11,10 +11,14 @@ import numpy as np
 
 from batching.errors import InvalidPayload
 
-from .kinds import Fixed, Kind, Piece, Var, make_var, take_fixed, take_var
+from . import pickling
+from .kinds import Fixed, Kind, Piece, Var, make_var, refuse_pickle, take_fixed, take_var
 from .numpy_kind import array_over, dtype_from_token, dtype_token, is_raw, raw_bytes
 
 __all__ = ["Pad", "Padded", "RaggedKind"]
+
+_ARRAYS = (np.ndarray, np.memmap)
+_CACHE_ENTRIES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +60,17 @@ class _Rows:
 
 
 class RaggedKind(Kind):
-    """ndarrays of an argument that is padded. Not found by type: the argument's name decides."""
+    """What an argument that is padded takes: ndarrays, and lists of them in `run_batch`. Not found by
+    type: the argument's name decides."""
 
     name = "ragged"
 
     def __init__(self, pad: Pad) -> None:
         self.pad = pad
-
-    def claims(self, value: Any, batched: bool) -> bool:
-        """Whether the value is for this kind: ndarrays, and lists of them in `run_batch`."""
-        if type(value) in (np.ndarray, np.memmap):
-            return True
-        return batched and type(value) is list and bool(value) and type(value[0]) is np.ndarray
+        self._fits: set[np.dtype[Any]] = set()
 
     def lift(self, item: np.ndarray[Any, Any]) -> _Rows:
-        return _rows([item])
+        return self._checked(_rows([item]))
 
     def lower(self, batch: _Rows) -> Any:
         return batch.arrays[0]
@@ -80,12 +80,30 @@ class RaggedKind(Kind):
 
     def check(self, batch: Any) -> _Rows:
         if isinstance(batch, list):
-            return _rows(batch)
+            return self._checked(_rows(batch))
+        if type(batch) not in _ARRAYS:
+            raise InvalidPayload(
+                f"run_batch takes items to be padded as a list of ndarrays or as one, got {_brief(batch)}"
+            )
         if batch.ndim < 2:
             raise InvalidPayload(
                 f"items to be padded have a length: shape (rows, length, ...), got {batch.shape}"
             )
-        return _Rows(list(np.asarray(batch)), batch.dtype, batch.shape[2:])
+        return self._checked(_Rows(list(np.asarray(batch)), batch.dtype, batch.shape[2:]))
+
+    def _checked(self, rows: _Rows) -> _Rows:
+        """The rows, if they can be filled up with the value."""
+        if rows.dtype not in self._fits:
+            try:
+                np.full(1, self.pad.value, dtype=rows.dtype)
+            except Exception as error:
+                raise InvalidPayload(
+                    f"items of {rows.dtype} cannot be padded with {self.pad.value!r}: {error}"
+                ) from None
+            if len(self._fits) >= _CACHE_ENTRIES:
+                self._fits.clear()
+            self._fits.add(rows.dtype)
+        return rows
 
     def key(self, batch: _Rows) -> Hashable:
         return dtype_token(batch.dtype), batch.shape
@@ -102,7 +120,8 @@ class RaggedKind(Kind):
 
     def encode(self, key: Any, batch: _Rows, *, allow_pickle: bool) -> Iterable[Fixed | Var]:
         if not is_raw(batch.dtype):
-            raise InvalidPayload(f"items of dtype {batch.dtype} cannot be padded in another process")
+            refuse_pickle(allow_pickle, f"dtype {batch.dtype}")
+            return [make_var(pickling.dumps_each(batch.arrays))]
         lengths = np.array([len(array) for array in batch.arrays], dtype="<i8")
         return [Fixed(8, raw_bytes(lengths)), make_var([raw_bytes(array) for array in batch.arrays])]
 
@@ -114,11 +133,14 @@ class RaggedKind(Kind):
 
     def decode(self, key: Any, buffers: Iterator[Fixed | Var], rows: int, *, allow_pickle: bool) -> _Rows:
         dtype, shape = key
+        if not is_raw(dtype):
+            refuse_pickle(allow_pickle, f"dtype {dtype}")
+            return _unpickled(pickling.loads_each(take_var(buffers, rows)), dtype, shape)
         lengths = array_over(take_fixed(buffers, 8, rows), np.dtype("<i8"), (rows,)).tolist()
         size = dtype.itemsize * math.prod(shape)
         arrays = []
         for length, blob in zip(lengths, take_var(buffers, rows), strict=True):
-            if blob is None or length < 0 or length * size != len(blob) or not is_raw(dtype):
+            if blob is None or length < 0 or length * size != len(blob):
                 raise InvalidPayload(f"an item of length {length} is not {size} bytes each")
             arrays.append(array_over(blob, dtype, (length, *shape)))
         return _Rows(arrays, dtype, shape)
@@ -130,10 +152,18 @@ class RaggedKind(Kind):
         return f"{len(batch)} items of {batch.dtype} and shape (length, *{batch.shape})"
 
 
-def _rows(arrays: list[Any]) -> _Rows:
-    first = arrays[0]
+def _unpickled(arrays: list[Any], dtype: np.dtype[Any], shape: tuple[int, ...]) -> _Rows:
     for array in arrays:
-        if type(array) not in (np.ndarray, np.memmap) or array.ndim == 0:
+        if type(array) is not np.ndarray or array.dtype != dtype or array.shape[1:] != shape:
+            raise InvalidPayload(f"an item of {_brief(array)} is not {dtype} of shape (length, *{shape})")
+    return _Rows(arrays, dtype, shape)
+
+
+def _rows(arrays: list[Any]) -> _Rows:
+    # Without an item there is no dtype: any will do.
+    first = arrays[0] if arrays else np.empty(0)
+    for array in arrays:
+        if type(array) not in _ARRAYS or array.ndim == 0:
             raise InvalidPayload(f"items to be padded are ndarrays with a length, got {_brief(array)}")
         if array.dtype != first.dtype or array.shape[1:] != first.shape[1:]:
             raise InvalidPayload(
@@ -143,6 +173,6 @@ def _rows(arrays: list[Any]) -> _Rows:
 
 
 def _brief(value: Any) -> str:
-    if isinstance(value, np.ndarray):
+    if type(value) in _ARRAYS:
         return f"{value.dtype} of shape {value.shape}"
     return type(value).__name__
