@@ -53,10 +53,11 @@ debug-test: ## make test with a debug build: C assertions and counters of live o
 	$(MAKE) test VENV=.venv-debug BUILD_ARGS="-Csetup-args=-Dbuildtype=debug -Csetup-args=-Ddebug_counters=true"
 
 # Address and undefined-behaviour sanitizers, in every process of the tests. Python's own allocator would hide what
-# the extension modules do with objects; CPython's leaks would hide theirs.
+# the extension modules do with objects; CPython's leaks would hide theirs. What a sanitizer says, pytest must not capture.
 SANITIZED_TESTS := tests/test_native_plane.py tests/test_native_wire.py tests/test_adversity.py tests/test_contract.py \
   tests/test_rows.py tests/test_blobs.py tests/test_scheduler.py tests/test_engine.py tests/test_service.py tests/test_client.py \
-  tests/test_fork.py tests/test_payloads_numpy.py tests/test_payloads_lists.py tests/test_payloads_pandas.py
+  tests/test_fork.py tests/test_memory.py tests/test_pipe.py tests/test_payloads_numpy.py \
+  tests/test_payloads_lists.py tests/test_payloads_pandas.py
 SANITIZERS = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
   ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc
 TSAN_ARGS ?= 1 60 5000
@@ -66,7 +67,7 @@ asan-test: ## the native code under address and undefined-behaviour sanitizers (
 	  -Csetup-args=-Db_lundef=false -Csetup-args=-Dbuildtype=debugoptimized -Csetup-args=-Ddebug_counters=true"
 
 run-asan-test: $(VENV)/.package $(VENV)/.group-demo $(VENV)/.group-test
-	$(SANITIZERS) $(RUN)/pytest --timeout 300 $(PYTEST_ARGS) $(SANITIZED_TESTS)
+	$(SANITIZERS) $(RUN)/pytest --capture=sys $(PYTEST_ARGS) $(SANITIZED_TESTS)
 
 tsan-test: $(VENV)/.package $(VENV)/.group-test ## the native plane's threads under the thread sanitizer (gcc, some minutes)
 	$(RUN)/python tests/native_driver.py thread $(TSAN_ARGS)

@@ -69,7 +69,8 @@ cdef cnp.ndarray take_batch(BufferPool pool, cnp.ndarray like, bint one_item, cn
     cdef int dimensions = cnp.PyArray_NDIM(like) - skip + 1
     cdef cnp.npy_intp size = rows * bytes_a_row(like, skip)
     shape[0] = rows
-    memcpy(&shape[1], cnp.PyArray_DIMS(like) + skip, (dimensions - 1) * sizeof(cnp.npy_intp))
+    if dimensions > 1:  # else there may be no dimensions to point at
+        memcpy(&shape[1], cnp.PyArray_DIMS(like) + skip, (dimensions - 1) * sizeof(cnp.npy_intp))
     if size < POOLED_BYTES:
         return new_array(like, dimensions, shape)
     buffer = pool._free_buffer(size)

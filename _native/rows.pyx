@@ -122,7 +122,8 @@ def join_arrays(list arrays not None, cnp.ndarray out=None):
         if ndim >= MAX_NDIM:
             raise ValueError(f"at most {MAX_NDIM - 1} axes, got {ndim}")
         shape[0] = n
-        memcpy(&shape[1], cnp.PyArray_DIMS(first), ndim * sizeof(cnp.npy_intp))
+        if ndim > 0:  # else there are no dimensions to point at
+            memcpy(&shape[1], cnp.PyArray_DIMS(first), ndim * sizeof(cnp.npy_intp))
         out = new_array(first, ndim + 1, shape)
     else:
         _check_out(out, first, n, 0)
@@ -137,7 +138,8 @@ def join_arrays(list arrays not None, cnp.ndarray out=None):
             array = _checked(<object>PyList_GET_ITEM(arrays, i))
             if (
                 cnp.PyArray_NDIM(array) != ndim
-                or memcmp(cnp.PyArray_DIMS(array), cnp.PyArray_DIMS(first), ndim * sizeof(cnp.npy_intp))
+                or ndim > 0
+                and memcmp(cnp.PyArray_DIMS(array), cnp.PyArray_DIMS(first), ndim * sizeof(cnp.npy_intp)) != 0
                 or not PyArray_EquivTypes(cnp.PyArray_DESCR(array), cnp.PyArray_DESCR(first))
             ):
                 raise _mismatch(first, array)
