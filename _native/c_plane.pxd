@@ -76,6 +76,7 @@ cdef extern from "plane.h" nogil:
         bt_scheduler *scheduler
         int64_t max_queue_rows
         int64_t run_timeout_ns
+        int refuses_pickle
         uint64_t max_message_bytes
         uint64_t max_unread_bytes
 

@@ -105,3 +105,9 @@ cdef extern from "wire.h" nogil:
     uint32_t bt_get32(const uint8_t *p)
     void bt_put32(uint8_t *p, uint32_t v)
     void bt_put64(uint8_t *p, uint64_t v)
+
+
+cdef extern from "trust.h" nogil:
+    int bt_trust_key(
+        const uint8_t *key, uint32_t key_bytes, const uint8_t *row_bytes, uint16_t buffers, uint8_t *rules
+    )

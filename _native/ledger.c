@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "trust.h"
+
 /* Groups without a call that are remembered, for what the policy learned of them. */
 #define UNUSED_GROUPS 256
 
@@ -121,7 +123,7 @@ static uint32_t new_group(bt_ledger *l, const bt_wire_rows *rows, uint32_t hash)
     }
     if (place == l->groups) memset(&l->group[l->groups++], 0, sizeof(bt_group));
     bt_group *g = &l->group[place];
-    g->key = malloc(rows->key_bytes + (size_t)4 * rows->buffers + 1);
+    g->key = malloc(rows->key_bytes + (size_t)5 * rows->buffers + 1);
     if (g->key == NULL || index_add(&l->by_key, hash, place) != 0) {
         free(g->key);
         g->key = NULL;
@@ -131,6 +133,9 @@ static uint32_t new_group(bt_ledger *l, const bt_wire_rows *rows, uint32_t hash)
     for (uint16_t i = 0; i < rows->buffers; i++)
         memcpy(g->key + rows->key_bytes + (size_t)4 * i,
                rows->descriptors + (size_t)BT_DESCRIPTOR_BYTES * i + 8, 4);
+    uint8_t *row_bytes = g->key + rows->key_bytes;
+    g->holds_pickle = bt_trust_key(g->key, rows->key_bytes, row_bytes, rows->buffers,
+                                   row_bytes + (size_t)4 * rows->buffers) != 0;
     g->key_bytes = rows->key_bytes;
     g->buffers = rows->buffers;
     g->hash = hash;
@@ -315,6 +320,13 @@ int bt_ledger_keep_answer(bt_entry *e, bt_message *message, const bt_wire_rows *
     a->next = *at;
     *at = a;
     return 0;
+}
+
+int bt_ledger_holds_pickle(const bt_ledger *l, uint32_t place)
+{
+    const bt_entry *e = &l->entry[place];
+    const bt_group *g = &l->group[e->group];
+    return g->holds_pickle || !bt_trust_blobs(e->message, &e->rows, g->key + g->key_bytes + (size_t)4 * g->buffers);
 }
 
 const char *bt_ledger_check(const bt_ledger *l)

@@ -34,7 +34,8 @@ typedef struct {
     uint64_t unused_at;  /* when the last call left, by a counter */
     uint32_t key_bytes;
     uint16_t buffers;
-    uint8_t *key;        /* and behind it i32 row sizes, one per buffer */
+    uint8_t holds_pickle;
+    uint8_t *key;        /* and behind it an i32 row size for each buffer, and a bt_blob_rule */
 } bt_group;
 
 /* ---- calls ------------------------------------------------------------------ */
@@ -88,6 +89,9 @@ uint32_t bt_ledger_find(const bt_ledger *l, const void *owner, uint64_t request)
 uint64_t bt_ledger_tag(const bt_ledger *l, uint32_t place);
 /* The place of a live call, BT_NOWHERE for one that is gone. */
 uint32_t bt_ledger_place(const bt_ledger *l, uint64_t tag);
+
+/* Whether the call at this place holds pickle, as far as trust.h can see. */
+int bt_ledger_holds_pickle(const bt_ledger *l, uint32_t place);
 
 /* Keeps rows of a result for a call that waits for more. -1 when out of memory. */
 int bt_ledger_keep_answer(bt_entry *e, bt_message *message, const bt_wire_rows *rows, uint32_t batch_offset,

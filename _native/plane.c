@@ -512,6 +512,7 @@ bt_plane *bt_plane_new(const bt_plane_options *o)
     p->max_queue_rows = o->max_queue_rows;
     p->max_message_bytes = o->max_message_bytes < BT_MAX_MESSAGE_BYTES ? o->max_message_bytes : BT_MAX_MESSAGE_BYTES;
     p->max_unread_bytes = o->max_unread_bytes;
+    p->refuses_pickle = o->refuses_pickle;
     p->next_ping = first_ping(p);
     p->until_ns = BT_NEVER;
     p->name_bytes = (uint32_t)strlen(o->name);

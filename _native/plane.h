@@ -38,6 +38,7 @@ typedef struct {
     bt_scheduler *scheduler;  /* not owned */
     int64_t max_queue_rows;   /* the scheduler's, for messages */
     int64_t run_timeout_ns;   /* -1: none */
+    int refuses_pickle;       /* of clients: nobody has vouched for them */
     uint64_t max_message_bytes; /* of a message, all frames together; both ways */
     uint64_t max_unread_bytes; /* for one client, sent or queued and not known to be read */
 } bt_plane_options;

@@ -18,6 +18,7 @@ class Plane:
         *,
         max_queue_rows: int = 65_536,
         run_timeout_ns: int = -1,
+        allow_pickle: bool = True,
         max_message_bytes: int = 2_147_483_648,
         max_unread_bytes: int = 536_870_912,
     ) -> Plane: ...

@@ -42,6 +42,7 @@ cdef class Plane:
         scheduler: a `Scheduler`; driven only by the plane from here on.
         max_queue_rows: the scheduler's, for messages.
         run_timeout_ns: a worker whose batch takes longer is reported; -1: never.
+        allow_pickle: whether clients may send it.
         max_message_bytes: of one message, all frames together, received or sent.
         max_unread_bytes: a client that has more of its answers unread is cut off.
 
@@ -55,7 +56,7 @@ cdef class Plane:
 
     def __cinit__(
         self, str name, bytes description, router, monitor, scheduler, *,
-        int64_t max_queue_rows=65_536, int64_t run_timeout_ns=-1, uint64_t max_message_bytes=2_147_483_648,
+        int64_t max_queue_rows=65_536, int64_t run_timeout_ns=-1, bint allow_pickle=True, uint64_t max_message_bytes=2_147_483_648,
         uint64_t max_unread_bytes=536_870_912,
     ):
         cdef bytes encoded = name.encode()
@@ -68,6 +69,7 @@ cdef class Plane:
         options.scheduler = <bt_scheduler *><size_t>scheduler._address
         options.max_queue_rows = max_queue_rows
         options.run_timeout_ns = run_timeout_ns
+        options.refuses_pickle = not allow_pickle
         options.max_message_bytes = max_message_bytes
         options.max_unread_bytes = max_unread_bytes
         self._pid = getpid()

@@ -116,6 +116,11 @@ void bt_plane_call(bt_plane *p, bt_peer *client, bt_message *m, const bt_record 
         fail_text(p, client, r->id, BT_E_OVERLOADED, "the dispatcher is out of memory");
         return;
     }
+    if (p->refuses_pickle && client != p->local && bt_ledger_holds_pickle(&p->ledger, place)) {
+        bt_ledger_remove(&p->ledger, &client->calls, place);
+        fail_text(p, client, r->id, BT_E_INVALID_PAYLOAD, "pickle is not allowed on this connection");
+        return;
+    }
     int64_t now_ns = bt_now_ns();
     int64_t deadline_ns =
         rows->budget_ns < 0 || rows->budget_ns > BT_NEVER - now_ns ? BT_NEVER : now_ns + rows->budget_ns;

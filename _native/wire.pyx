@@ -14,7 +14,7 @@ from libc.string cimport memset
 
 from c_wire cimport *
 
-__all__ = ["VERDICTS", "pack", "parse"]
+__all__ = ["VERDICTS", "blob_rules", "pack", "parse"]
 
 VERDICTS = ("ok", "magic", "version", "truncated", "reserved", "limit", "count", "value")
 
@@ -94,6 +94,16 @@ cdef tuple _rows(bt_wire_rows *rows, list message):
         rows.budget_ns, rows.rows, rows.padded_rows, rows.method, _bytes(rows.key, rows.key_bytes),
         _bytes(rows.meta, rows.meta_bytes), buffers,
     )
+
+
+def blob_rules(bytes key, row_bytes):
+    """What trust.h says of a key and its buffers' sizes: a rule for each buffer, or None for one that
+    holds pickle."""
+    cdef bytes sizes = struct.pack(f"<{len(row_bytes)}i", *row_bytes)
+    cdef bytearray rules = bytearray(len(row_bytes) + 1)
+    if bt_trust_key(key, <uint32_t>len(key), <const uint8_t *><const char *>sizes, <uint16_t>len(row_bytes), rules):
+        return None
+    return list(rules[:-1])
 
 
 def pack(records):

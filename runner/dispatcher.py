@@ -36,6 +36,7 @@ from .mailbox import Mailbox
 from .peers import Client, Peers, Running, Worker
 from .router import Router, source_fd
 from .serving import Counters, Serving
+from .trust import holds_pickle
 from .wire import (
     NONE,
     VERSION,
@@ -91,6 +92,7 @@ class Dispatcher:
         self._hooks = serving.hooks
         self._ended_well = 0  # batches
         self._run_timeout_ms = serving.run_timeout_ms
+        self._allow_pickle = serving.allow_pickle
         self._max_unread_bytes = serving.max_unread_bytes
         self._ledger = Ledger(serving.scheduler, serving.max_queue_rows)
         self._max_message_bytes = serving.max_message_bytes
@@ -371,6 +373,10 @@ class Dispatcher:
             return
         if self._state is not _State.OPEN:
             self._post(client, Failure(record.id, Code.CLOSED, "the service is closing"))
+            return
+        if not self._allow_pickle and holds_pickle(record):
+            text = "pickle is not allowed on this connection"
+            self._post(client, Failure(record.id, Code.INVALID_PAYLOAD, text))
             return
         try:
             record = self._hooks.rekey(record)

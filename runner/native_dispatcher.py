@@ -37,7 +37,8 @@ class NativeDispatcher:
         self._plane = native.plane.Plane(
             name, serving.description, *self._router.sockets, serving.scheduler,
             max_queue_rows=serving.max_queue_rows, run_timeout_ns=_timeout_ns(serving.run_timeout_ms),
-            max_message_bytes=serving.max_message_bytes, max_unread_bytes=serving.max_unread_bytes,
+            allow_pickle=serving.allow_pickle, max_message_bytes=serving.max_message_bytes,
+            max_unread_bytes=serving.max_unread_bytes,
         )  # fmt: skip
         self._pipe: native.pipe.Pipe | None = None
         self._drained = threading.Event()

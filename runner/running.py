@@ -61,6 +61,7 @@ class RunningService(Hooks):
         self._directory = PrivateDirectory() if endpoint is None else None
         # The hook that groups a call of a client without the runner's class needs the GIL.
         native = native_plane() and not self._signature.grouped
+        wanted = self._directory.endpoint if self._directory else str(endpoint)
         serving = Serving(
             name=runner.name,
             description=described(runner, options),
@@ -68,14 +69,13 @@ class RunningService(Hooks):
             hooks=self,
             max_queue_rows=options.max_queue_rows,
             run_timeout_ms=options.run_timeout_ms,
+            allow_pickle=wanted.startswith("ipc:"),  # its own socket, which only its own user can open
         )
         self._dispatcher: Dispatcher | NativeDispatcher = (
             NativeDispatcher(serving) if native else Dispatcher(serving)
         )
         try:
-            self.endpoint = self._dispatcher.bind(
-                self._directory.endpoint if self._directory else str(endpoint)
-            )
+            self.endpoint = self._dispatcher.bind(wanted)
         except BaseException:
             self._dispatcher.discard()
             if self._directory is not None:

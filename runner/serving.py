@@ -50,6 +50,7 @@ class Serving:
         hooks: who hears of workers.
         max_queue_rows: the scheduler's, for messages.
         run_timeout_ms: a worker whose batch takes longer is killed; None: never.
+        allow_pickle: whether clients may send it.
         max_message_bytes: of one message, all frames together, received or sent.
         max_unread_bytes: a client that has more of its answers unread is cut off.
     """
@@ -60,5 +61,6 @@ class Serving:
     hooks: Hooks
     max_queue_rows: int
     run_timeout_ms: float | None = None
+    allow_pickle: bool = True
     max_message_bytes: int = MAX_MESSAGE_BYTES
     max_unread_bytes: int = MAX_UNREAD_BYTES

@@ -42,6 +42,7 @@ PLANE = [
     "_native/plane_calls.c",
     "_native/plane_peers.c",
     "_native/plane_questions.c",
+    "_native/trust.c",
     "_native/wake.c",
     "_native/wire.c",
     "_native/zmqapi.c",

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fakes import PATIENCE_S, Caller, wait_until
 from rawpeer import RawPeer
-from scripted import OneWay, is_alive, script, serve
+from scripted import OneWay, Scripted, is_alive, script, serve
 from shell import Shell
 
 from batching import (
@@ -28,7 +28,8 @@ from batching import (
     runner_service,
 )
 from batching.runner import router, running
-from batching.runner.wire import Buffer, Greeting, Packet, Plain, Role, Rows, Type
+from batching.runner.encoding import from_encoded
+from batching.runner.wire import Buffer, Code, Greeting, Packet, Plain, Role, Rows, Type
 from batching.signature import Signature
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(30)]
@@ -322,6 +323,28 @@ def test_a_key_that_means_nothing_fails_its_call_only(echo):
     peer.say(a_call(4))
     assert peer.hear()[0].type == Type.ANSWER
     assert service.run(1) == 1
+
+
+def test_over_tcp_a_call_with_pickle_reaches_no_worker_and_the_next_one_does(test):
+    runner = Scripted(test.path)
+    service = runner_service(runner, endpoint="tcp://127.0.0.1:*").start()
+    peer = RawPeer(service.endpoint)
+    try:
+        peer.greet("Scripted")
+        signature = Signature(lambda x: x)
+        for value in (object(), np.array([object()]), "text"):
+            call = signature.encode(signature.describe((value,), {}, False).payload)
+            peer.say(Rows(Type.CALL, 5, call.rows, call.key, from_encoded(call.buffers)))
+            (error,) = peer.hear()
+            assert (error.type, error.id, error.code) == (Type.ERROR, 5, Code.INVALID_PAYLOAD)
+            assert error.message == "pickle is not allowed on this connection"
+        assert service.statistics().calls == 0
+        peer.say(a_call(6))
+        test.expect_batch().echo()
+        assert peer.hear()[0].type == Type.ANSWER
+    finally:
+        peer.close()
+        service.stop(timeout_s=0)
 
 
 def test_a_call_that_comes_twice_is_answered_once(test):

@@ -97,7 +97,9 @@ class Service:
         self.endpoint = endpoint
         timeout_ns = options.pop("run_timeout_ns", -1)
         limits = {
-            name: options.pop(name) for name in ("max_unread_bytes", "max_message_bytes") if name in options
+            name: options.pop(name)
+            for name in ("max_unread_bytes", "max_message_bytes", "allow_pickle")
+            if name in options
         }
         self.scheduler = Scheduler(**{"rule": "greedy", **options})
         self.plane = Plane(
