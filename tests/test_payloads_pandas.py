@@ -272,7 +272,27 @@ def test_any_other_index_of_a_result_is_replaced(index) -> None:
     same_frame(signature.finish(payload, [part]), pd.DataFrame({"a": [1, 2, 3]}))
 
 
-def test_answers_are_private() -> None:
+@pytest.mark.parametrize(
+    "index",
+    [pd.Index([5, 6], name="mine"), pd.date_range("2020", periods=2, name="mine", freq="D")],
+    ids=repr,
+)
+def test_the_name_of_an_index_that_comes_back_is_the_answers_own(index) -> None:
+    signature = Signature(one)
+    frame = pd.DataFrame({"a": [1, 2]}, index=index)
+    payload = signature.describe((frame,), {}, True).payload
+    first, second = (
+        signature.finish(payload, [(pd.DataFrame({"b": [3, 4]}), pd.Series([5, 6]))]) for _ in range(2)
+    )
+    for at, answer in enumerate((*first, *second)):
+        assert_index_equal(answer.index, index)
+        assert getattr(answer.index, "freq", None) == getattr(index, "freq", None)
+        answer.index.name = f"changed {at}"
+    assert frame.index.name == "mine"
+    assert first[1].index.name == "changed 1"
+
+
+def test_answers_are_private(way) -> None:
     signature = Signature(one)
     kept = pd.DataFrame({"a": [1.0, 2.0], "s": ["x", "y"]})
     first, second = signature.split(kept, [1, 1])

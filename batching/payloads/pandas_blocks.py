@@ -96,7 +96,7 @@ def _public_build(layout: FrameLayout, columns: Columns, index: Any) -> Any:
         arrays[other.column] = values
     series = {at: pd.Series(arrays[at], index=index, dtype=layout.dtypes[at]) for at in sorted(arrays)}
     frame = pd.DataFrame(series, index=index)
-    frame.columns = layout.columns
+    frame.columns = layout.columns.view()
     return frame
 
 

@@ -197,5 +197,6 @@ def _brief(index: Any) -> str:
 
 
 def _relabel(batch: Any, index: Any) -> Any:
-    batch.index = pd.RangeIndex(len(batch)) if index is None else index
+    # A view: its name is the answer's own.
+    batch.index = pd.RangeIndex(len(batch)) if index is None else index.view()
     return batch
