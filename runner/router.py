@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -28,6 +30,8 @@ _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 6_000
 _LINGER_MS = 500
 _PROBE_S = 1.0
+# Connections that may wait to be taken.
+_BACKLOG = 128
 
 
 class Router:
@@ -45,20 +49,19 @@ class Router:
         # are looked at by whoever reads them.
         self._socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._file: _File | None = None
 
     def bind(self, endpoint: str) -> str:
         """Listens; returns the endpoint with its real port. Raises OSError if another does there."""
         if endpoint.startswith("ipc:"):
-            _check_free(endpoint.removeprefix("ipc://"))
-        if endpoint.startswith("tcp:"):
+            self._file = _File(endpoint.removeprefix("ipc://"))
+            self._socket.setsockopt(zmq.USE_FD, self._file.detach())
+        else:
             self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))
             self._socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
             self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
         self._socket.bind(endpoint)
-        if endpoint.startswith("ipc:"):
-            # Whoever can connect may send pickle, wherever the user put the socket. For the
-            # moment in between, the umask holds: changing that would be felt by all threads.
-            os.chmod(endpoint.removeprefix("ipc://"), 0o600)
+        self._socket.setsockopt(zmq.USE_FD, -1)
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     @property
@@ -103,17 +106,56 @@ class Router:
         self._monitor.close()
         self._socket.close()
         self._context.term()
+        if self._file is not None:
+            self._file.remove()
+
+
+class _File:
+    """A socket in the file system that nobody but its owner can ever connect to.
+
+    Whoever can connect may send pickle, and libzmq listens as soon as the file is there, with
+    the rights that the umask leaves. So the file gets its rights first, and listens then.
+    Raises OSError if another process listens there.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX)
+        try:
+            _check_free(path)
+            self._socket.bind(path)
+            os.chmod(path, 0o600)
+            self._socket.listen(_BACKLOG)
+            self._socket.setblocking(False)
+            self._is = os.lstat(path)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def detach(self) -> int:
+        """The descriptor: the caller's from now on."""
+        return self._socket.detach()
+
+    def remove(self) -> None:
+        """The file, unless it is another's by now."""
+        with suppress(OSError):
+            if os.path.samestat(os.lstat(self._path), self._is):
+                os.unlink(self._path)
 
 
 def _check_free(path: str) -> None:
-    # libzmq removes what is in its way, also the socket of a service that is alive.
+    """Removes a socket that was left behind, and nothing else."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(_PROBE_S)
         try:
             probe.connect(path)
         except TimeoutError:  # busy, but there
             pass
-        except OSError:  # nobody there, or a socket that was left behind
+        except ConnectionRefusedError:
+            if stat.S_ISSOCK(os.lstat(path).st_mode):
+                os.unlink(path)
+            return
+        except OSError:  # nobody there
             return
     raise OSError(errno.EADDRINUSE, "another process listens there", path)
 

@@ -118,6 +118,30 @@ def test_a_socket_of_the_users_own_is_reached_by_this_user_only(tmp_path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_nobody_can_connect_before_the_socket_is_the_users_alone(tmp_path, monkeypatch):
+    path, connected = tmp_path / "socket", []
+
+    def chmod(*args):
+        with socket.socket(socket.AF_UNIX) as stranger:
+            connected.append(stranger.connect_ex(str(path)))
+        return real_chmod(*args)
+
+    real_chmod = os.chmod
+    monkeypatch.setattr(os, "chmod", chmod)
+    with runner_service(Pid(), endpoint=f"ipc://{path}"):
+        assert connected == [errno.ECONNREFUSED]
+        monkeypatch.undo()
+    assert not path.exists()
+
+
+def test_a_file_that_is_no_socket_is_let_be(tmp_path):
+    path = tmp_path / "socket"
+    path.write_text("precious")
+    with pytest.raises(OSError, match="in use"):
+        runner_service(Pid(), endpoint=f"ipc://{path}").start()
+    assert path.read_text() == "precious"
+
+
 def test_a_second_service_does_not_take_a_live_socket_over(tmp_path):
     endpoint = f"ipc://{tmp_path}/socket"
     with runner_service(Pid(), endpoint=endpoint) as first:
