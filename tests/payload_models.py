@@ -78,6 +78,28 @@ class Several(Runner):
         return (*outputs, told)
 
 
+class Hoarder(Runner):
+    """Keeps every batch, raises if one of them was changed since, and returns memory of its own or
+    the batch's in one of several ways."""
+
+    options = BatchOptions(max_batch_size=4, static_args=("how",))
+
+    def _setup(self) -> None:
+        self.kept: list[tuple[np.ndarray, np.ndarray]] = []
+        self.output = np.empty((4, 20_000))
+
+    def _run_batch(self, x: np.ndarray, how: str) -> Any:
+        for batch, copy in self.kept:
+            np.testing.assert_array_equal(batch, copy)
+        x += 1  # its own: it may
+        self.kept = [*self.kept[-4:], (x, x.copy())]
+        output = self.output[: len(x), : x.shape[1]]
+        output[...] = x
+        outputs = {"input": x, "view": x[::-1][::-1], "output": output}
+        outputs["broadcast"] = np.broadcast_to(x[:, :1], x.shape)
+        return tuple(outputs.values()) if how == "all" else outputs[how]
+
+
 class Rounds(Runner):
     """Integers as they are, and an array of floats once one of them is large."""
 

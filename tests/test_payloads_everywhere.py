@@ -248,6 +248,25 @@ def test_ragged_arrays_are_padded_and_lengths_told(handle, pool) -> None:
     assert lengths.tolist() == [3, 0, 5]
 
 
+@pytest.mark.parametrize("columns", [3, 20_000])
+@pytest.mark.parametrize("how", ["input", "view", "output", "broadcast", "all"])
+def test_whatever_memory_a_model_returns_no_caller_and_no_batch_sees_a_write_of_another(
+    handle, pool, how, columns
+) -> None:
+    run_batch = handle(payload_models.Hoarder).run_batch
+    answers: list[np.ndarray] = []
+    for turn in range(3):
+        values = [np.full((rows, columns), 10.0 * turn + at) for at, rows in enumerate((1, 2, 1, 6))]
+        for value, answer in zip(values, together(pool, lambda x: run_batch(x, how), values), strict=True):
+            for output in answer if how == "all" else [answer]:
+                assert same_array(output, value + 1)
+                answers.append(output)
+        for number, answer in enumerate(answers):
+            answer[...] = -number
+        for number, answer in enumerate(answers):
+            assert (answer == -number).all()
+
+
 def test_parts_of_one_call_that_differ_are_an_error_naming_both(handle) -> None:
     with pytest.raises(RunnerError, match=r"parts of one call differ: .*(int64|<i8).* and .*(float64|<f8)"):
         handle(payload_models.Rounds).run_batch(np.arange(4))
