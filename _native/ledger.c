@@ -89,39 +89,58 @@ static int same_key(const bt_ledger *l, uint32_t value, const void *wanted)
     return g->key_bytes == rows->key_bytes && memcmp(g->key, rows->key, g->key_bytes) == 0;
 }
 
-static void free_group(bt_ledger *l, uint32_t place)
+/* Those without a call, in the order in which their last one left. */
+
+static void link_unused(bt_ledger *l, uint32_t place)
 {
     bt_group *g = &l->group[place];
-    index_remove(&l->by_key, g->hash, place);
-    free(g->key);
-    memset(g, 0, sizeof *g);
+    g->previous = l->newest_unused;
+    g->next = BT_NOWHERE;
+    *(g->previous == BT_NOWHERE ? &l->oldest_unused : &l->group[g->previous].next) = place;
+    l->newest_unused = place;
+    l->unused_groups++;
 }
 
-static void free_oldest_unused(bt_ledger *l)
+static void unlink_unused(bt_ledger *l, uint32_t place)
 {
-    uint32_t oldest = BT_NOWHERE;
-    for (uint32_t i = 0; i < l->groups; i++) {
-        const bt_group *g = &l->group[i];
-        if (g->number == 0 || g->uses != 0) continue;
-        if (oldest == BT_NOWHERE || g->unused_at < l->group[oldest].unused_at) oldest = i;
-    }
-    if (oldest == BT_NOWHERE) return;
-    free_group(l, oldest);
+    const bt_group *g = &l->group[place];
+    *(g->previous == BT_NOWHERE ? &l->oldest_unused : &l->group[g->previous].next) = g->next;
+    *(g->next == BT_NOWHERE ? &l->newest_unused : &l->group[g->next].previous) = g->previous;
     l->unused_groups--;
 }
 
-static uint32_t new_group(bt_ledger *l, const bt_wire_rows *rows, uint32_t hash)
+static void free_group(bt_ledger *l, uint32_t place)
 {
-    uint32_t place = 0;
-    while (place < l->groups && l->group[place].number != 0) place++;
-    if (place == l->group_capacity) {
-        uint32_t capacity = place ? 2 * place : 16;
+    bt_group *g = &l->group[place];
+    unlink_unused(l, place);
+    index_remove(&l->by_key, g->hash, place);
+    free(g->key);
+    memset(g, 0, sizeof *g);
+    g->next = l->free_group;
+    l->free_group = place;
+}
+
+/* A place for a group, not yet taken; BT_NOWHERE without memory. */
+static uint32_t group_place(bt_ledger *l)
+{
+    if (l->free_group != BT_NOWHERE) return l->free_group;
+    if (l->groups == l->group_capacity) {
+        uint32_t capacity = l->groups ? 2 * l->groups : 16;
         bt_group *grown = realloc(l->group, capacity * sizeof *grown);
         if (grown == NULL) return BT_NOWHERE;
         l->group = grown;
         l->group_capacity = capacity;
     }
-    if (place == l->groups) memset(&l->group[l->groups++], 0, sizeof(bt_group));
+    memset(&l->group[l->groups], 0, sizeof *l->group);
+    l->group[l->groups].next = BT_NOWHERE;
+    l->free_group = l->groups;
+    return l->groups++;
+}
+
+static uint32_t new_group(bt_ledger *l, const bt_wire_rows *rows, uint32_t hash)
+{
+    uint32_t place = group_place(l);
+    if (place == BT_NOWHERE) return BT_NOWHERE;
     bt_group *g = &l->group[place];
     g->key = malloc(rows->key_bytes + (size_t)5 * rows->buffers + 1);
     if (g->key == NULL || index_add(&l->by_key, hash, place) != 0) {
@@ -129,6 +148,7 @@ static uint32_t new_group(bt_ledger *l, const bt_wire_rows *rows, uint32_t hash)
         g->key = NULL;
         return BT_NOWHERE;
     }
+    l->free_group = g->next;
     memcpy(g->key, rows->key, rows->key_bytes);
     for (uint16_t i = 0; i < rows->buffers; i++)
         memcpy(g->key + rows->key_bytes + (size_t)4 * i,
@@ -141,7 +161,7 @@ static uint32_t new_group(bt_ledger *l, const bt_wire_rows *rows, uint32_t hash)
     g->hash = hash;
     g->number = ++l->next_group;
     g->uses = 0;
-    l->unused_groups++;
+    link_unused(l, place);
     return place;
 }
 
@@ -157,15 +177,15 @@ static int fits_group(const bt_group *g, const bt_wire_rows *rows)
 
 static void use_group(bt_ledger *l, uint32_t place)
 {
-    if (l->group[place].uses++ == 0) l->unused_groups--;
+    if (l->group[place].uses++ == 0) unlink_unused(l, place);
 }
 
 static void leave_group(bt_ledger *l, uint32_t place)
 {
     bt_group *g = &l->group[place];
     if (--g->uses != 0) return;
-    g->unused_at = ++l->clock;
-    if (++l->unused_groups > UNUSED_GROUPS) free_oldest_unused(l);
+    link_unused(l, place);
+    if (l->unused_groups > UNUSED_GROUPS) free_group(l, l->oldest_unused);
 }
 
 /* ---- calls ------------------------------------------------------------------ */
@@ -184,7 +204,7 @@ static int same_request(const bt_ledger *l, uint32_t value, const void *wanted)
 void bt_ledger_init(bt_ledger *l)
 {
     memset(l, 0, sizeof *l);
-    l->free_entry = BT_NOWHERE;
+    l->free_entry = l->free_group = l->oldest_unused = l->newest_unused = BT_NOWHERE;
 }
 
 static void free_answers(bt_entry *e)
@@ -341,6 +361,9 @@ const char *bt_ledger_check(const bt_ledger *l)
         if (bt_ledger_find(l, e->owner, e->request) != i) return "a live call is found by its request";
         if (l->group[e->group].number == 0 || l->group[e->group].uses == 0) return "a live call's group is in use";
     }
+    uint32_t listed = 0;
+    for (uint32_t i = l->oldest_unused; i != BT_NOWHERE && listed <= l->groups; i = l->group[i].next, listed++)
+        if (l->group[i].uses != 0 || l->group[i].number == 0) return "a group in the list of the unused has no call";
     for (uint32_t i = 0; i < l->groups; i++) {
         if (l->group[i].number == 0) continue;
         named++;
@@ -348,7 +371,7 @@ const char *bt_ledger_check(const bt_ledger *l)
         unused += l->group[i].uses == 0;
     }
     if (uses != live) return "groups count the live calls";
-    if (unused != l->unused_groups || unused > UNUSED_GROUPS + 1) return "unused groups are counted and bounded";
+    if (unused != listed || unused != l->unused_groups || unused > UNUSED_GROUPS + 1) return "unused groups are counted and bounded";
     if (live != l->by_request.count || named != l->by_key.count) return "the indexes hold what is live";
     return NULL;
 }

@@ -31,7 +31,7 @@ typedef struct {
     uint64_t number;     /* the scheduler's name for it; 0: free place */
     uint32_t hash;
     uint32_t uses;       /* live calls */
-    uint64_t unused_at;  /* when the last call left, by a counter */
+    uint32_t next, previous; /* of those without a call, oldest first; next also links free places */
     uint32_t key_bytes;
     uint16_t buffers;
     uint8_t holds_pickle;
@@ -68,8 +68,9 @@ typedef struct {
     bt_entry *entry;
     uint32_t entries, entry_capacity, free_entry;
     bt_group *group;
-    uint32_t groups, group_capacity, unused_groups;
-    uint64_t next_group, clock;
+    uint32_t groups, group_capacity, free_group;
+    uint32_t unused_groups, oldest_unused, newest_unused;
+    uint64_t next_group;
     bt_index by_request, by_key;
 } bt_ledger;
 

@@ -726,6 +726,28 @@ def test_a_packet_that_waits_holds_little_more_memory_than_it_fills():
     assert grown_bytes < 500 * 1024
 
 
+def test_keys_come_and_go_by_the_thousand_and_few_are_remembered(start):
+    service = start(max_queue_rows=10_000)
+    client, worker = service.client(), service.worker()
+    client.call(1)
+    first = worker.next()
+    keys = [f'["key",{i}]'.encode() for i in range(2_000)]
+    client.send(*((CALL, i + 2, rows_content(1, i, key=key)) for i, key in enumerate(keys)))
+    client.send((PING, 1, None))
+    assert client.next()[0] == PONG
+    service.plane.inspect()
+    client.send(*((CANCEL, i + 2, None) for i in range(1, 2_000, 2)))
+    client.send((PING, 2, None))
+    assert client.next()[0] == PONG
+    service.plane.inspect()
+    worker.reply(first)
+    for _ in range(1_000):
+        worker.reply(worker.next())
+    assert len({client.outcome()[0] for _ in range(1_001)}) == 1_001
+    assert service.plane.inspect()[0] == 0
+    assert service.plane.statistics()["groups"] == 2_001
+
+
 def test_draining_answers_what_was_accepted_and_refuses_the_rest(service):
     client, worker = service.client(), service.worker()
     client.call(1)
