@@ -5,6 +5,8 @@ cdef extern from "wire.h" nogil:
     int BT_VAR
     uint32_t BT_NO_BLOB
     size_t BT_INLINE_MAX_BYTES
+    size_t BT_PACKET_HEADER
+    size_t BT_RECORD_HEADER
     int BT_HELLO, BT_WELCOME, BT_CALL, BT_ANSWER, BT_ERROR, BT_CANCEL, BT_BATCH, BT_RESULT
     int BT_PING, BT_PONG, BT_STOP, BT_BYE
 
@@ -103,6 +105,7 @@ cdef extern from "wire.h" nogil:
     void bt_write_rows_end(bt_writer *w, uint16_t frames)
 
     uint32_t bt_get32(const uint8_t *p)
+    uint64_t bt_get64(const uint8_t *p)
     void bt_put32(uint8_t *p, uint32_t v)
     void bt_put64(uint8_t *p, uint64_t v)
 

@@ -145,6 +145,7 @@ cdef class Pipe:
     cdef uint32_t *spare
     cdef uint32_t spares, places
     cdef bint is_open
+    cdef bint timed  # a deadline stands in the packet where its budget belongs
     cdef Port scheduled
     cdef object flush_later
     cdef readonly uint64_t dropped
@@ -235,8 +236,14 @@ cdef class Pipe:
 
     cdef int flush_now(self) except -1:
         cdef bt_message *message
+        cdef list late_calls
         if not self.is_open or (self.out.w.records == 0 and not self.out.w.failed):
             return 0
+        if self.timed:
+            late_calls = self.put_budgets()
+            self.timed = False
+        else:
+            late_calls = None
         message = bt_outgoing_take(&self.out)
         if message is NULL:
             # Nobody knows which of the calls was in it: none may wait for ever.
@@ -244,7 +251,34 @@ cdef class Pipe:
             self.is_open = True
             return 0
         self.send(<uintptr_t>message)
+        if late_calls:
+            settle([(call, None, late(call)) for call in late_calls])
         return 0
+
+    cdef list put_budgets(self):
+        """Turns the deadlines of the calls that leave now into what is left of them, also if they had to
+        wait for a connection. The calls that have nothing left, which are forgotten here: the
+        dispatcher drops them, too."""
+        # Made first: from here on no Python code runs, which could write to the packet.
+        cdef list late_calls = []
+        cdef Call call
+        cdef uint8_t *record
+        cdef size_t at = BT_PACKET_HEADER
+        cdef int64_t now_ns = monotonic_ns(), deadline_ns
+        while at < self.out.w.bytes and not self.out.w.failed:
+            record = self.out.w.data + at
+            at += bt_get32(record + 4)
+            if record[0] != BT_CALL:
+                continue
+            deadline_ns = <int64_t>bt_get64(record + BT_RECORD_HEADER)
+            if deadline_ns < 0:
+                continue
+            bt_put64(record + BT_RECORD_HEADER, <uint64_t>max(deadline_ns - now_ns, 0))
+            if deadline_ns <= now_ns:
+                call = self.free_place(bt_get64(record + 8))
+                if call is not None:
+                    late_calls.append(call)
+        return late_calls
 
     def _flush_scheduled(self):
         self.scheduled = None
@@ -263,15 +297,17 @@ cdef class Pipe:
         """Shuts the pipe: what was not sent is dropped, every call gets `make_error()`."""
         cdef Call call
         cdef uint32_t place
+        cdef list calls = []
+        # No Python code runs until all of them are taken: a call that comes then is not concerned.
         self.is_open = False
+        self.timed = False
         bt_outgoing_start(&self.out)
-        outcomes = []
         for place in range(self.places):
             call = <Call>self.calls[place]
             if call is not None:
                 self.free_place(call.id)
-                outcomes.append((call, None, make_error()))
-        settle(outcomes)
+                calls.append(call)
+        settle([(call, None, make_error()) for call in calls])
 
     cdef int cancel_call(self, Call call) except -1:
         if self.free_place(call.id) is None:
@@ -452,13 +488,14 @@ cdef class PipeEngine(NativeEngine):
         cdef size_t key_bytes = PyBytes_GET_SIZE(key.key)
         _check_size(rows, size, key.row_bytes, key_bytes)
         cdef uint64_t id_ = self.pipe.take_place(call)
+        self.pipe.timed |= call.deadline_ns >= 0
         try:
             if framed:
                 lend(out, array, cnp.PyArray_DATA(array), size)
         except BaseException:
             self.pipe.free_place(id_)
             raise
-        bt_write_rows_begin(&out.w, BT_CALL, id_, budget_ns(call), <uint32_t>rows, <uint32_t>rows, 0, 1,
+        bt_write_rows_begin(&out.w, BT_CALL, id_, call.deadline_ns, <uint32_t>rows, <uint32_t>rows, 0, 1,
                             <uint32_t>key_bytes, 0)
         bt_write_descriptor(&out.w, size, <int32_t>key.row_bytes, framed)
         bt_write_padded(&out.w, PyBytes_AS_STRING(key.key), key_bytes)
@@ -493,7 +530,8 @@ cdef class PipeEngine(NativeEngine):
         cdef cnp.ndarray data, lengths
         cdef uint16_t frames = 0
         cdef uint64_t id_ = self.pipe.take_place(call)
-        bt_write_rows_begin(&out.w, BT_CALL, id_, budget_ns(call), <uint32_t>rows, <uint32_t>rows, 0,
+        self.pipe.timed |= call.deadline_ns >= 0
+        bt_write_rows_begin(&out.w, BT_CALL, id_, call.deadline_ns, <uint32_t>rows, <uint32_t>rows, 0,
                             <uint16_t>len(buffers), <uint32_t>len(key), 0)
         for row_bytes, data, _ in buffers:
             bt_write_descriptor(
@@ -505,7 +543,11 @@ cdef class PipeEngine(NativeEngine):
                 lengths = maybe
                 bt_write_padded(&out.w, cnp.PyArray_DATA(lengths), cnp.PyArray_NBYTES(lengths))
             if cnp.PyArray_NBYTES(data) > <Py_ssize_t>BT_INLINE_MAX_BYTES:
-                lend(out, data, cnp.PyArray_DATA(data), cnp.PyArray_NBYTES(data))
+                try:
+                    lend(out, data, cnp.PyArray_DATA(data), cnp.PyArray_NBYTES(data))
+                except MemoryError:
+                    out.w.failed = 1  # half a record is in it: it must not leave
+                    raise
                 frames += 1
             else:
                 bt_write_padded(&out.w, cnp.PyArray_DATA(data), cnp.PyArray_NBYTES(data))
@@ -585,12 +627,6 @@ cdef class PipeEngine(NativeEngine):
             self.answer_keys.clear()
         self.answer_keys[key] = made
         return 0
-
-
-cdef int64_t budget_ns(Call call) noexcept:
-    if call.deadline_ns < 0:
-        return -1
-    return max(call.deadline_ns - monotonic_ns(), 0)
 
 
 cdef int _check_size(Py_ssize_t rows, size_t size, size_t row_bytes, size_t key_bytes) except -1:

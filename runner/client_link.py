@@ -74,7 +74,7 @@ class Question:
     def answer(self, record: Rows) -> None:
         try:
             self.future.set_result(json.loads(record.metadata))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             self.future.set_exception(ServiceUnreachable(f"no statistics came back: {error}"))
 
     def fail(self, failure: Failure) -> None:
@@ -109,7 +109,8 @@ class Link:
         self._poller: zmq.Poller | None = None
         self._greet_until_ns = 0
         self._ids = itertools.count(1)
-        self._greetings: list[Future[bytes]] = []
+        self._greetings: list[tuple[int, Future[bytes]]] = []  # by the number of the HELLO that asks
+        self._hellos = self._welcomes = 0  # of this connection
         self._waiting: dict[Sent | Question, None] = {}  # until the handshake is done
         self._calls: dict[int, Sent | Question] = {}
         self._outbox: list[Record] = []
@@ -123,7 +124,10 @@ class Link:
         greeting: Future[bytes] = Future()
         self._run()
         self._mailbox.urge(self._greet, greeting)
-        return greeting.result()
+        try:
+            return greeting.result(self.timeout_s)
+        except TimeoutError:
+            raise ServiceUnreachable(self._silence()) from None
 
     def statistics(self) -> dict[str, Any]:
         """The dispatcher's numbers. Raises ServiceUnreachable."""
@@ -192,7 +196,7 @@ class Link:
                 if handler == self._submit:
                     self._waiting[argument] = None
                 elif handler == self._greet:
-                    self._greetings.append(argument)
+                    self._greetings.append((0, argument))
             self._part(reason)
             self._settle()
             self._mailbox.close()
@@ -224,7 +228,7 @@ class Link:
             elif connection.lost:
                 self._unreachable(f"the connection to {self.endpoint} was lost")
         if self._state is _State.GREETING and time.monotonic_ns() >= self._greet_until_ns:
-            self._unreachable(f"no dispatcher answered at {self.endpoint} within {self.timeout_s:g} s")
+            self._unreachable(self._silence())
         if self._outbox and self._connection is not None:
             self._connection.send(self._outbox)
         self._outbox = []
@@ -238,11 +242,13 @@ class Link:
     # ---- posts -------------------------------------------------------------------------
 
     def _greet(self, greeting: Future[bytes]) -> None:
-        if self._state is _State.TOGETHER and self._description is not None:
-            greeting.set_result(self._description)
-            return
-        self._greetings.append(greeting)
-        self._connect()
+        # A HELLO of its own, also over a live connection: options may have changed since its first.
+        if self._connection is not None:
+            self._hello()
+            self._greetings.append((self._hellos, greeting))
+        else:
+            self._greetings.append((1, greeting))
+            self._connect()
 
     def _submit(self, sent: Sent | Question) -> None:
         if self._state is _State.TOGETHER:
@@ -274,7 +280,15 @@ class Link:
             self._unreachable(f"cannot connect to {self.endpoint}: {error}")
             return
         self._poller = None
-        self._connection.send([Greeting(Type.HELLO, Role.CLIENT, self.name, pid=os.getpid())])
+        self._hellos = self._welcomes = 0
+        self._hello()
+
+    def _hello(self) -> None:
+        self._outbox.append(Greeting(Type.HELLO, Role.CLIENT, self.name, pid=os.getpid()))
+        self._hellos += 1
+
+    def _silence(self) -> str:
+        return f"no dispatcher answered at {self.endpoint} within {self.timeout_s:g} s"
 
     def _part(self, failure: Failure) -> None:
         """The connection is over: everything that needed it fails."""
@@ -286,12 +300,13 @@ class Link:
         for sent in [*self._waiting, *self._calls.values()]:
             self._settles(sent).fail(failure)
         self._waiting, self._calls = {}, {}
-        for greeting in self._greetings:
+        for _, greeting in self._greetings:
             greeting.set_exception(ServiceUnreachable(failure.message))
         self._greetings = []
 
     def _unreachable(self, text: str) -> None:
-        self._state = _State.APART
+        if self._state is not _State.ENDED:  # which it may have been told in this very turn
+            self._state = _State.APART
         self._part(Failure(0, Code.UNREACHABLE, text))
 
     def _obey(self, record: Record) -> None:
@@ -316,7 +331,7 @@ class Link:
                 pass
 
     def _welcome(self, record: Greeting) -> None:
-        if self._state is not _State.GREETING:
+        if self._connection is None:
             return
         if not record.lowest <= VERSION <= record.highest:
             self._unreachable(
@@ -334,18 +349,26 @@ class Link:
                 f"the runner {self.name!r} was replaced by one with other arguments: connect again"
             )
             return
-        self._state = _State.TOGETHER
+        if self._state is _State.GREETING:
+            self._state = _State.TOGETHER
         self._description = record.description
-        for greeting in self._greetings:
-            greeting.set_result(record.description)
-        waiting, self._greetings, self._waiting = self._waiting, [], {}
+        self._welcomes += 1
+        for number, greeting in self._greetings:
+            if number <= self._welcomes:
+                greeting.set_result(record.description)
+        self._greetings = [entry for entry in self._greetings if entry[0] > self._welcomes]
+        waiting, self._waiting = self._waiting, {}
         for sent in waiting:
             self._send(sent)
 
     def _send(self, sent: Sent | Question) -> None:
-        sent.id = next(self._ids)
+        record = sent.record()
+        if record.budget_ns == 0:  # it was used up while there was no connection
+            self._settles(sent).fail(Failure(0, Code.DEADLINE_EXCEEDED, "no time is left for the call"))
+            return
+        sent.id = record.id = next(self._ids)
         self._calls[sent.id] = sent
-        self._outbox.append(sent.record())
+        self._outbox.append(record)
 
     def _settles(self, sent: Sent | Question) -> Sent | Question:
         """The call, whose outcome comes now and whose callers are woken at the turn's end."""

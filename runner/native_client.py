@@ -54,7 +54,8 @@ class NativeLink:
         self._socket: native.link.LinkSocket | None = None
         self._together = False
         self._description: bytes | None = None
-        self._greetings: list[Future[bytes]] = []
+        self._greetings: list[tuple[int, Future[bytes]]] = []  # by the number of the HELLO that asks
+        self._hellos = self._welcomes = 0  # of this connection
         self._questions: dict[int, Future[dict[str, Any]]] = {}
         self._next_question = 1
         self._pipe = native.pipe.Pipe(self._send, self._want, native.error_maker(self._allow_pickle))
@@ -75,11 +76,15 @@ class NativeLink:
         """The service's description; connects if need be. Raises ServiceUnreachable."""
         greeting: Future[bytes] = Future()
         with self._lock:
-            if self._together and self._description is not None:
-                return self._description
-            self._greetings.append(greeting)
+            # A HELLO of its own, also over a live connection: options may have changed since its first.
+            if self._socket is not None:
+                self._hello(self._socket)
+            self._greetings.append((self._hellos, greeting))
         self._want()
-        return greeting.result()
+        try:
+            return greeting.result(self.timeout_s)
+        except TimeoutError:
+            raise ServiceUnreachable(self._silence()) from None
 
     def statistics(self) -> dict[str, Any]:
         """The dispatcher's numbers. Raises ServiceUnreachable."""
@@ -157,10 +162,11 @@ class NativeLink:
             return
         socket = native.link.LinkSocket(*connection.sockets)
         with self._lock:
+            self._hellos = self._welcomes = 0
+            self._hello(socket)
+            self._greetings = [(self._hellos, greeting) for _, greeting in self._greetings]
             self._socket = socket
         try:
-            hello = Greeting(Type.HELLO, Role.CLIENT, self.name, pid=os.getpid())
-            socket.send(native.link.new_message(native.packed(hello)))
             until_ns = time.monotonic_ns() + int(self.timeout_s * 1e9)
             text = ""
             while not text and not self._ended:
@@ -189,8 +195,17 @@ class NativeLink:
         if socket.lost:
             text = text or f"the connection to {self.endpoint} was lost"
         if not self._together and time.monotonic_ns() >= until_ns:
-            text = text or f"no dispatcher answered at {self.endpoint} within {self.timeout_s:g} s"
+            text = text or self._silence()
         return text
+
+    def _hello(self, socket: native.link.LinkSocket) -> None:
+        """Under the lock."""
+        hello = Greeting(Type.HELLO, Role.CLIENT, self.name, pid=os.getpid())
+        socket.send(native.link.new_message(native.packed(hello)))
+        self._hellos += 1
+
+    def _silence(self) -> str:
+        return f"no dispatcher answered at {self.endpoint} within {self.timeout_s:g} s"
 
     def _obey(self, kind: int, id_: int, content: Any) -> str:
         match kind:
@@ -219,9 +234,11 @@ class NativeLink:
         with self._lock:
             self._description = description
             self._together = True
-            greetings, self._greetings = self._greetings, []
+            self._welcomes += 1
+            answered = [greeting for number, greeting in self._greetings if number <= self._welcomes]
+            self._greetings = [entry for entry in self._greetings if entry[0] > self._welcomes]
         self._pipe.open()
-        for greeting in greetings:
+        for greeting in answered:
             greeting.set_result(description)
         return ""
 
@@ -233,7 +250,7 @@ class NativeLink:
             if kind == Type.ERROR:
                 raise ServiceUnreachable(content)
             answer.set_result(json.loads(content))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             answer.set_exception(ServiceUnreachable(f"no statistics came back: {error}"))
         except ServiceUnreachable as error:
             answer.set_exception(error)
@@ -247,7 +264,7 @@ class NativeLink:
         with self._lock:
             greetings, self._greetings = self._greetings, []
             questions, self._questions = self._questions, {}
-        futures: list[Future[Any]] = [*greetings, *questions.values()]
+        futures: list[Future[Any]] = [*(greeting for _, greeting in greetings), *questions.values()]
         for future in futures:
             future.set_exception(ServiceUnreachable(text))
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from fakes import PATIENCE_S, Caller, wait_until
 from proxy import DROP, PASS, TWICE, Proxy
+from rawpeer import RawDispatcher
 from scripted import Scripted, script
 
 from batching import (
@@ -32,6 +34,9 @@ from batching import (
     runner_service,
 )
 from batching.runner import client, endpoints
+from batching.runner.client_link import Link
+from batching.runner.recipe import Plan, described
+from batching.runner.wire import Greeting, Plain, Role, Type
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(30)]
 
@@ -91,6 +96,54 @@ def test_callers_get_the_options_of_the_service_also_those_that_were_set_later()
         with connect(service.endpoint, "Double") as after:
             assert after.options.max_latency_ms == 60_000
             assert after.run(1) == 2
+
+
+def test_each_connect_gets_the_options_of_its_own_time_also_over_a_live_connection():
+    with runner_service(models.Double()) as service, connect(service.endpoint, "Double") as first:
+        for budget_ms in (50_000, 60_000):
+            service.options = BatchOptions(max_latency_ms=budget_ms)
+            with connect(service.endpoint, "Double") as later:
+                assert later._engine_of_close.link is first._engine_of_close.link
+                assert later.options.max_latency_ms == budget_ms
+                assert later.run(1) == 2
+        assert first.options.max_latency_ms is None
+
+
+def test_a_dispatcher_that_falls_silent_does_not_hold_a_second_connect(tmp_path):
+    runner = models.Echo()
+    endpoint = f"ipc://{tmp_path}/raw"
+    with RawDispatcher(endpoint) as dispatcher:
+        connecting = Caller(connect, endpoint, "Echo", timeout_s=PATIENCE_S)
+        dispatcher.welcome(runner, runner.options)
+        with connecting.result(), pytest.raises(ServiceUnreachable, match=r"answered at .* within 0\.2 s"):
+            connect(endpoint, "Echo", timeout_s=0.2)
+
+
+def test_a_call_that_waits_for_the_connection_leaves_with_what_is_left_of_its_budget(tmp_path):
+    runner = models.Echo()
+    description = described(runner, runner.options)
+    plan = Plan.read(description, allow_pickle=True)
+    link = client.new_link(f"ipc://{tmp_path}/raw", "Echo", PATIENCE_S)
+    handle = client.ConnectedRunner(
+        client.engine_on(link, plan.signature, plan.options), "Echo", link.endpoint, plan.options
+    )
+    with RawDispatcher(link.endpoint) as dispatcher:
+        patient, hasty = (Caller(handle.run, 1, deadline_ms=ms) for ms in (60_000, 50))
+        assert dispatcher.hear().type == Type.HELLO
+        since_ns = time.monotonic_ns()
+        with pytest.raises(DeadlineExceeded, match="within 50 ms"):
+            hasty.result()
+        wait_until(lambda: time.monotonic_ns() > since_ns + 10_000_000, "some time")
+        waited_ns = time.monotonic_ns() - since_ns
+        dispatcher.say(Greeting(Type.WELCOME, Role.DISPATCHER, "Echo", description))
+        records = []
+        while not any(record.type == Type.CALL and record.budget_ns for record in records):
+            records.append(dispatcher.hear())
+        assert records[-1].budget_ns <= 60_000_000_000 - waited_ns
+        assert all(record.budget_ns == 0 for record in records[:-1] if record.type == Type.CALL)
+        link.close()
+        with pytest.raises(RunnerClosed):
+            patient.result()
 
 
 def test_a_client_connects_anew_although_the_options_changed(tmp_path):
@@ -202,6 +255,21 @@ def test_a_lost_connection_fails_the_calls_that_are_out_and_later_calls_connect_
             batch.echo()
             with Proxy(tmp_path, service.endpoint):
                 assert handle.run("free") == "free"
+
+
+def test_a_link_that_is_closed_in_the_turn_in_which_its_connection_ends_ends_too(tmp_path):
+    runner = models.Echo()
+    link = Link(f"ipc://{tmp_path}/raw", "Echo", PATIENCE_S)
+    with RawDispatcher(link.endpoint) as dispatcher:
+        greeting = Caller(link.greet)
+        dispatcher.welcome(runner, runner.options)
+        greeting.result()
+        # In the link's thread: until something has come.
+        link._mailbox.urge(lambda _: link._connection._socket.poll(PATIENCE_S * 1000))
+        closing = Caller(link.close)
+        wait_until(lambda: len(link._mailbox._posts) == 1, "the request to end")
+        dispatcher.say(Plain(Type.BYE))
+        closing.result()
 
 
 def test_while_nobody_is_there_calls_fail_after_the_handshakes_timeout(tmp_path):
