@@ -42,6 +42,12 @@ LONGEST_PAUSE_S = 30.0
 # From the request to leave to the kill: for what a `_shutdown` may take.
 STOP_GRACE_S = 10.0
 
+# Held while lifelines are opened or closed, and by who forks: so that the child knows all of them.
+_opening = threading.Lock()
+os.register_at_fork(
+    before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release
+)
+
 _MAIN = str(Path(__file__).with_name("worker_main.py"))
 
 
@@ -114,6 +120,7 @@ class Supervisor:
         self._failures = 0  # deaths in a row of workers that never became ready
         self._stopping = False
         self._kill_s = float("inf")  # when those that were asked to leave are killed
+        self._lifelines: set[int] = set()
         self._numbers = itertools.count(1)
         self._thread = threading.Thread(target=self._serve, name="batching-supervisor", daemon=True)
 
@@ -144,7 +151,7 @@ class Supervisor:
 
     def lifelines(self) -> list[int]:
         """The descriptors that keep the workers alive: a fork's child must close its own."""
-        return [process.life for process in list(self._processes.values())]
+        return list(self._lifelines)
 
     # ---- the thread ------------------------------------------------------------------
 
@@ -199,13 +206,14 @@ class Supervisor:
 
     def _spawn(self) -> None:
         token = f"{next(self._numbers)}-{secrets.token_hex(8)}"
-        life_read, life_write = os.pipe()
+        life_read, life_write = self._lifeline(os.pipe)
         report_read, report_write = os.pipe()
         command = [sys.executable, "-P", _MAIN, str(life_read), str(report_write)]
         try:
             popen = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(life_read, report_write))
         except OSError as error:
-            for fd in (life_read, life_write, report_read, report_write):
+            self._let_go(life_write)
+            for fd in (life_read, report_read, report_write):
                 os.close(fd)
             failure = Failure(0, Code.WORKER_DIED, f"a worker could not be started: {error}")
             self._replace(Death(token, failure, was_ready=False))
@@ -218,7 +226,8 @@ class Supervisor:
         self._selector.register(report_read, selectors.EVENT_READ, (process, "report"))
         self._watch(process)
         # Behind the watching: a large recipe fills the pipe, and its reader may die meanwhile.
-        pipe = os.dup(life_write)  # the thread's own: the other may be closed, and its number reused
+        # The thread's own: the other may be closed, and its number reused.
+        _, pipe = self._lifeline(lambda: (life_write, os.dup(life_write)))
         threading.Thread(target=self._boot, args=(token, pipe), name="batching-boot", daemon=True).start()
 
     def _boot(self, token: str, pipe: int) -> None:
@@ -231,9 +240,22 @@ class Supervisor:
         }  # fmt: skip
         head = json.dumps(boot).encode()
         data = memoryview(len(head).to_bytes(8, "little") + head + plan.recipe)
-        with open(pipe, "wb", buffering=0) as file, suppress(OSError):  # it died: its death says more
+        with suppress(OSError):  # it died: its death says more
             while data:
-                data = data[file.write(data) :]
+                data = data[os.write(pipe, data) :]
+        self._let_go(pipe)
+
+    def _lifeline(self, make: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+        """A pair of descriptors, of which the second keeps a worker alive."""
+        with _opening:
+            pair = make()
+            self._lifelines.add(pair[1])
+        return pair
+
+    def _let_go(self, fd: int) -> None:
+        with _opening:
+            self._lifelines.discard(fd)
+            os.close(fd)
 
     def _watch(self, process: _Process) -> None:
         if hasattr(os, "pidfd_open"):
@@ -316,7 +338,7 @@ class Supervisor:
         if process.pidfd >= 0:
             self._selector.unregister(process.pidfd)
             os.close(process.pidfd)
-        os.close(process.life)
+        self._let_go(process.life)
         return status
 
     def _read_report(self, process: _Process) -> None:

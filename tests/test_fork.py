@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from fakes import PATIENCE_S, wait_until
 from scripted import is_alive
 
 from batching import Runner, RunnerClosed, connect, runner_service
+from batching.runner.supervisor import Supervisor, WorkerPlan
 
 pytestmark = [
     pytest.mark.slow,
@@ -115,6 +117,33 @@ def test_a_child_that_lives_on_does_not_keep_the_workers_of_a_dead_parent(tmp_pa
             wait_until(lambda: not is_alive(worker), "the end of the worker")
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+def test_a_child_that_is_forked_while_a_worker_starts_knows_what_keeps_it_alive(tmp_path, monkeypatch):
+    plan = WorkerPlan(b"", f"ipc://{tmp_path}/none", True, 1, 60.0)
+    supervisor = Supervisor(plan, 1, lambda death: None, lambda token: None, lambda token: None)
+    at_start: list[int] = []
+    popen = subprocess.Popen
+
+    def start(*arguments, **options):
+        at_start.extend(supervisor.lifelines())
+        return popen(*arguments, **options)
+
+    def boot(self, token, pipe):
+        booted.wait(PATIENCE_S)
+        self._let_go(pipe)
+
+    booted = threading.Event()
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(Supervisor, "_boot", boot)
+    supervisor.start()
+    wait_until(lambda: len(supervisor.lifelines()) == 2, "the descriptor of the thread that boots it")
+    assert len(at_start) == 1
+    assert set(at_start) < set(supervisor.lifelines())
+    assert len({os.fstat(fd).st_ino for fd in supervisor.lifelines()}) == 1  # one pipe
+    booted.set()
+    supervisor.retire(0)
+    supervisor.join()
 
 
 def test_a_service_that_was_only_described_can_be_started_in_the_child():
