@@ -11,6 +11,8 @@
 /* What the population loses of its excess over the last peak with each completion. */
 #define POPULATION_FADE 0.25
 #define SURPRISE_SHARE (1.0 / 16.0)
+/* Groups that are looked at for a place to give to a new one. */
+#define CANDIDATES 8
 /* The evidence forgets within so many arrivals. One arrival says so much at most, and the
  * returns model, which needs a few batches to learn what the gaps model learns within one, is
  * never ruled out further than so. */
@@ -68,26 +70,41 @@ void bt_arrivals_init(bt_arrivals *a) {
     a->last = &a->crowds[0];
 }
 
+static uint16_t *head_of(bt_arrivals *a, uint64_t group) {
+    return &a->heads[(group * UINT64_C(0x9E3779B97F4A7C15)) >> 55];
+}
+
 bt_crowd *bt_arrivals_find(bt_arrivals *a, uint64_t group) {
     if (a->last->group == group && a->last->arrivals > 0) return a->last;
-    for (int i = 0; i < BT_CROWDS; i++) {
-        bt_crowd *c = &a->crowds[i];
-        if (c->group == group && c->arrivals > 0) return a->last = c;
-    }
+    for (uint16_t at = *head_of(a, group); at; at = a->crowds[at - 1].next)
+        if (a->crowds[at - 1].group == group) return a->last = &a->crowds[at - 1];
     return NULL;
+}
+
+/* The one that has been idle for longest of a few; NULL if nobody of them is idle. A few, because where
+ * every call brings a new group this is done for every call. */
+static bt_crowd *give_away(bt_arrivals *a) {
+    bt_crowd *found = NULL;
+    for (int i = 0; i < CANDIDATES; i++, a->hand = (a->hand + 1) % BT_CROWDS) {
+        bt_crowd *c = &a->crowds[a->hand];
+        if (c->inside > 0 || c->batches > 0) continue;
+        if (!found || c->arrived_ns < found->arrived_ns) found = c;
+    }
+    if (!found) return NULL;
+    uint16_t *link = head_of(a, found->group);
+    while (&a->crowds[*link - 1] != found) link = &a->crowds[*link - 1].next;
+    *link = found->next;
+    return found;
 }
 
 bt_crowd *bt_arrivals_follow(bt_arrivals *a, uint64_t group) {
     bt_crowd *found = bt_arrivals_find(a, group);
     if (found) return found;
-    for (int i = 0; i < BT_CROWDS; i++) {
-        bt_crowd *c = &a->crowds[i];
-        if (c->arrivals > 0 && (c->inside > 0 || c->batches > 0)) continue;
-        if (!found || c->arrivals == 0 || c->arrived_ns < found->arrived_ns) found = c;
-        if (c->arrivals == 0) break;
-    }
+    found = a->crowd_count < BT_CROWDS ? &a->crowds[a->crowd_count++] : give_away(a);
     if (!found) return NULL;
-    *found = (bt_crowd){.group = group};
+    uint16_t *head = head_of(a, group);
+    *found = (bt_crowd){.group = group, .next = *head};
+    *head = (uint16_t)(found - a->crowds + 1);
     return a->last = found;
 }
 
@@ -186,7 +203,11 @@ const char *bt_arrivals_check(const bt_arrivals *a) {
     for (int i = 0; i < BT_BINS; i++) {
         if (!(a->returns.came[i] >= 0.0f) || !(a->gaps.came[i] >= 0.0f)) return "a count of arrivals is not negative";
     }
-    for (int i = 0; i < BT_CROWDS; i++) {
+    int linked = 0;
+    for (int i = 0; i < BT_CROWD_HEADS; i++)
+        for (uint16_t at = a->heads[i]; at; at = a->crowds[at - 1].next) linked++;
+    if (linked != a->crowd_count) return "every group that is followed is found by its hash";
+    for (int i = 0; i < a->crowd_count; i++) {
         const bt_crowd *c = &a->crowds[i];
         if (c->inside < 0 || c->batches < 0) return "nobody is inside less than not at all";
         if (c->population + 0.5 < (double)c->inside) return "the population holds everybody who is inside";

@@ -16,7 +16,8 @@
 #include <stdint.h>
 
 #define BT_BINS 112  /* of time: bin 0 is below 1.024 us, then 4 an octave */
-#define BT_CROWDS 32 /* groups that are followed at once; others are served without waiting */
+#define BT_CROWDS 256 /* groups that are followed at once; others are served without waiting */
+#define BT_CROWD_HEADS 512
 
 /* A population that is exceeded in fewer of the rounds is known. */
 #define BT_RARELY 0.1
@@ -32,6 +33,7 @@ typedef struct {
 /* The callers of one group. */
 typedef struct {
     uint64_t group;
+    uint16_t next;          /* of the same hash: its place and 1; 0: none */
     int64_t inside;         /* calls queued or running */
     int64_t peak;           /* most inside since the last completion */
     double population;      /* most inside at once, fading */
@@ -39,7 +41,7 @@ typedef struct {
     int64_t completed_ns;   /* the last completion */
     int64_t arrived_ns;     /* the last arrival */
     int64_t completions;    /* 0: completed_ns says nothing */
-    int64_t arrivals;       /* 0: the place in the table is free */
+    int64_t arrivals;
     int return_bin;         /* bins that have been counted since each */
     int gap_bin;
     float returns_survival; /* log of: no arrival since the last one, by each model */
@@ -56,13 +58,16 @@ typedef struct {
     bt_hazard gaps;
     double evidence; /* log likelihood of returns less that of gaps, fading */
     bt_crowd *last;  /* the crowd looked up last */
+    uint16_t heads[BT_CROWD_HEADS]; /* by hash of the group: a place and 1; 0: none */
+    int crowd_count;
+    int hand;        /* where the next place to give away is looked for */
     bt_crowd crowds[BT_CROWDS];
 } bt_arrivals;
 
 void bt_arrivals_init(bt_arrivals *a);
 /* The crowd of a group; NULL when it is not followed. */
 bt_crowd *bt_arrivals_find(bt_arrivals *a, uint64_t group);
-/* The same, but a group that is new takes a free place, or that of an idle group. */
+/* The same, but a group that is new takes a free place, or that of a group that has been idle for long. */
 bt_crowd *bt_arrivals_follow(bt_arrivals *a, uint64_t group);
 
 void bt_arrivals_arrived(bt_arrivals *a, bt_crowd *c, int64_t now_ns);

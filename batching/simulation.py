@@ -106,7 +106,8 @@ def simulate(
         arrivals: (n,) float64, seconds, ascending, from 0 on; or a `ClosedLoop`.
         cost: callable (rows, rng) -> seconds that one batch of so many rows takes, padding included.
         options: of the engine; None: the defaults. The queue is not bounded unless they set a
-            ``max_queue_rows`` other than the default. ``max_latency_ms`` is every call's deadline.
+            ``max_queue_rows`` other than the default, of which 65,535 is as good. ``max_latency_ms`` is
+            every call's deadline.
         rows: of every call, or (n,) int of each.
         workers: separate devices, each running ``concurrency`` batches at once: one does not slow another.
         requests: calls to make in a closed loop (20,000 unless `rows` says how many); of a trace, the

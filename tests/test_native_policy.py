@@ -22,6 +22,12 @@ def test_no_call_decision_or_end_of_a_batch_asks_for_memory(tmp_path: Path) -> N
     run(driver)
 
 
+def test_busy_groups_are_followed_and_idle_ones_make_room(tmp_path: Path) -> None:
+    driver = tmp_path / "check_arrivals"
+    compile_driver(driver, ["_native/arrivals.c", "tests/native/check_arrivals.c"])
+    run(driver)
+
+
 @pytest.fixture(scope="module")
 def check_cost(tmp_path_factory: pytest.TempPathFactory) -> Path:
     driver = tmp_path_factory.mktemp("cost") / "check_cost"

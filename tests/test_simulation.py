@@ -95,6 +95,17 @@ def test_a_closed_loop_of_one_has_the_latency_of_its_batches():
     assert outcome.duration_s == pytest.approx(100 * (0.001 + cost(1)))
 
 
+def test_the_default_bound_of_the_queue_is_none_and_every_other_is_one():
+    crowd = np.zeros(70_000)
+    for options, most in (
+        (None, 70_000),
+        (BatchOptions(), 70_000),
+        (BatchOptions(max_queue_rows=65_535), 65_536),
+    ):
+        outcome = simulate(crowd, lambda rows, rng: 1e-3, options=options)
+        assert (~np.isnan(outcome.latency_s)).sum() == most  # one runs when the bound is reached
+
+
 def test_an_outcome_tells_of_the_last_releases():
     outcome = simulate(
         np.arange(300.0), lambda rows, rng: 1e-3 * rows, options=BatchOptions(max_batch_size=4)
