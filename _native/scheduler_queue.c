@@ -16,6 +16,11 @@
  * the search for somebody whose call does. */
 #define MOST_PASSED_OVER 64
 
+/* A batch is shared out among all clients, but among so many at most: answers to
+ * calls that came together should leave together, and with hundreds of clients
+ * each would be given a row or two at a time. */
+#define MOST_SHARERS 32
+
 /* ---- groups ------------------------------------------------------------- */
 
 bt_group *bt_group_at(bt_scheduler *s, uint64_t number) {
@@ -240,7 +245,8 @@ static int take_turn(bt_scheduler *s, bt_group *g, bt_batch *b, int64_t limit) {
 static void fill_by_turns(bt_scheduler *s, bt_group *g, bt_batch *b, int64_t limit) {
     bt_client *passed_over[MOST_PASSED_OVER];
     size_t passed = 0;
-    int64_t quantum = bt_most(1, s->options.max_batch_rows / g->clients);
+    int64_t sharers = g->clients < MOST_SHARERS ? g->clients : MOST_SHARERS;
+    int64_t quantum = bt_most(1, s->options.max_batch_rows / sharers);
     int complete = 0;
     while (!complete && g->turn_first && passed < MOST_PASSED_OVER && (b->part_count == 0 || b->rows < limit)) {
         bt_client *client = g->turn_first;

@@ -17,6 +17,8 @@ from typing import NamedTuple
 AGEING_NS = 1_000_000_000
 MOST_GROUPS_HELD = 64
 MOST_PASSED_OVER = 64
+# Clients that a batch is shared out among, at most.
+MOST_SHARERS = 32
 DEATHS_AT_MOST = 3
 NEVER = 2**63 - 1
 
@@ -336,7 +338,7 @@ class Scheduler:
         return self.options["one_call_a_batch"]
 
     def _fill_by_turns(self, batch):
-        quantum = max(1, self.most // len(self.turns[batch.group]))
+        quantum = max(1, self.most // min(len(self.turns[batch.group]), MOST_SHARERS))
         passed_over: list[Turn] = []
         complete = False
         while not complete and (not batch.parts or batch.rows < self.most):

@@ -264,6 +264,16 @@ def test_a_large_call_is_not_starved_by_small_ones(make):
     assert batches <= 6
 
 
+@pytest.mark.parametrize(("clients", "shares"), [(4, [32] * 4), (16, [8] * 16), (64, [4] * 32)])
+def test_a_batch_is_shared_out_evenly_among_few_clients_and_among_thirty_two_of_many(make, clients, shares):
+    s = make(max_batch_rows=128)
+    for client in range(clients):
+        for _ in range(40):
+            s.admit(0, 1, client=client, tag=client)
+    given = tags(run(s))
+    assert sorted(given.count(client) for client in set(given)) == shares
+
+
 def test_zero_row_calls_cannot_hold_a_turn_for_ever(make):
     s = make(max_batch_rows=4)
     for tag in range(50):
