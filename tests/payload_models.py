@@ -53,6 +53,7 @@ class Halve(Runner):
     """Takes a kind of its own, and returns it."""
 
     kinds = (SignalKind(),)
+    options = BatchOptions(max_batch_size=4)
 
     def _run_batch(self, signals: Signals) -> Signals:
         return Signals(signals.rate_hz // 2, signals.values[:, ::2])
@@ -123,6 +124,8 @@ def iter_of(values: Any) -> Iterator[Any]:
 class Buckets(Runner):
     """Returns for each row the buckets of all rows in its batch."""
 
+    options = BatchOptions(max_batch_size=4)
+
     def group_by(self, item: str) -> int:
         if item == "the end":
             raise SystemExit(3)
@@ -141,3 +144,17 @@ class Sums(Runner):
         mask = np.arange(tokens.shape[1]) < lengths[:, np.newaxis]
         assert (tokens[~mask] == -1).all()
         return np.where(mask, tokens, 0).sum(axis=1), lengths
+
+
+class Trimmed(Runner):
+    """Returns padded items without their padding, and the other argument as it is."""
+
+    options = BatchOptions(max_batch_size=4)
+    pad = Pad(value=0, lengths="lengths")
+
+    def _run_batch(self, items: np.ndarray, names: list[Any], lengths: np.ndarray) -> Any:
+        assert len(items) == len(names) == len(lengths) <= 4
+        assert items.shape[1] == lengths.max(initial=0)
+        for item, length in zip(items, lengths, strict=True):
+            assert (item[length:] == np.full_like(item[length:], 0)).all()
+        return [item[:length].copy() for item, length in zip(items, lengths, strict=True)], names

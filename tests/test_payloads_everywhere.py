@@ -24,6 +24,7 @@ from strategies import (
     elements,
     frame_families,
     layouts,
+    padded_families,
     same_array,
     same_element,
 )
@@ -214,6 +215,52 @@ def test_a_kind_of_the_runners_own(handle, pool) -> None:
         assert answer.values.tolist() == given_.values[::2].tolist()
     several = handle(payload_models.Halve).run_batch(payload_models.Signals(8, np.ones((3, 2))))
     assert several.values.shape == (3, 1)
+
+
+@few
+@given(
+    shapes=st.lists(
+        st.tuples(st.integers(1, 50), st.integers(0, 4), st.integers(0, 7)), min_size=1, max_size=4
+    )
+)
+def test_batches_of_a_kind_of_the_runners_own_are_joined_cut_and_rejoined(handle, pool, shapes) -> None:
+    signals = [
+        payload_models.Signals(rate, np.arange(rows * samples, dtype=float).reshape(rows, samples) + rate)
+        for rate, samples, rows in shapes
+    ]
+    answers = together(pool, handle(payload_models.Halve).run_batch, signals)
+    for given_, answer in zip(signals, answers, strict=True):
+        assert answer.rate_hz == given_.rate_hz // 2
+        assert same_array(answer.values, given_.values[:, ::2])
+
+
+@few
+@given(calls=st.lists(st.lists(st.text("ab", max_size=3), max_size=7), min_size=1, max_size=4))
+def test_a_batch_holds_no_bucket_that_its_callers_have_not(handle, pool, calls) -> None:
+    for texts, seen in zip(
+        calls, together(pool, handle(payload_models.Buckets).run_batch, calls), strict=True
+    ):
+        assert len(seen) == len(texts)
+        assert all(buckets <= set(map(len, texts)) for buckets in seen)
+
+
+@few
+@given(family=padded_families(), data=st.data())
+def test_items_of_different_length_come_back_as_they_were(handle, pool, family, data) -> None:
+    calls = [
+        [data.draw(family(length)) for length in lengths]
+        for lengths in data.draw(st.lists(st.lists(st.integers(0, 4), max_size=6), min_size=1, max_size=3))
+    ]
+    named = [(items, [f"{at} of {len(items)}" for at in range(len(items))]) for items in calls]
+    runner = handle(payload_models.Trimmed)
+    for (items, names), answer in zip(
+        named, together(pool, lambda call: runner.run_batch(*call), named), strict=True
+    ):
+        assert same_element(answer[0], items)
+        assert answer[1] == names
+    singles = [(item, "name") for items in calls for item in items[:1]]
+    for single, answer in zip(singles, together(pool, lambda call: runner.run(*call), singles), strict=True):
+        assert same_element(answer, single)
 
 
 def test_items_of_different_buckets_never_share_a_batch(handle, pool) -> None:
