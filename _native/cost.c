@@ -28,6 +28,10 @@
 #define HIGH_QUANTILE 0.95
 #define HIGH_STEP 0.02
 
+/* fmin and fmax are calls, since they have to think of NaN. */
+static inline double lower(double a, double b) { return a < b ? a : b; }
+static inline double upper(double a, double b) { return a > b ? a : b; }
+
 void bt_cost_init(bt_cost *c) {
     memset(c, 0, sizeof *c);
     c->noise = c->misfit = 0.1;
@@ -75,11 +79,11 @@ static double line_error(const bt_cost *c, int64_t rows, double sigma) {
     double away = (double)rows - c->mean_rows;
     double square = sigma * sigma / c->mean_weight;
     if (!c->two_sizes) {
-        double slope = 0.5 * away / fmax(c->mean_rows, 1.0) * c->mean_ns / fmax(line_at(c, rows), 1.0);
+        double slope = 0.5 * away / upper(c->mean_rows, 1.0) * c->mean_ns / upper(line_at(c, rows), 1.0);
         return sqrt(square + slope * slope);
     }
-    square *= 1.0 + away * away / fmax(c->var_rows, 1e-9);
-    return sqrt(square + SIGMA * SIGMA * fmax(0.0, c->misfit * c->misfit - c->noise * c->noise));
+    square *= 1.0 + away * away / upper(c->var_rows, 1e-9);
+    return sqrt(square + SIGMA * SIGMA * upper(0.0, c->misfit * c->misfit - c->noise * c->noise));
 }
 
 double bt_cost_error(const bt_cost *c, int64_t rows) {
@@ -98,7 +102,7 @@ static void change_regime(bt_cost *c, double ratio) {
     c->cov_rows_ns *= ratio;
     c->row_ns *= ratio;
     c->base_ns *= ratio;
-    c->mean_weight = fmin(c->mean_weight, 4.0);
+    c->mean_weight = lower(c->mean_weight, 4.0);
     for (int i = 0; i < BT_COST_SLOTS; i++) {
         c->table[i].mean_ns *= (float)ratio;
         c->table[i].weight = fminf(c->table[i].weight, 1.0f);
@@ -118,8 +122,8 @@ static int is_young(const bt_cost *c) {
  * an entry). *of_size is what counts for this size alone. */
 static double tame(bt_cost *c, const bt_cost_slot *slot, int64_t rows, double took_ns, double *of_size) {
     double line = line_at(c, rows), entry = slot->weight > 0.0f ? (double)slot->mean_ns : line;
-    double edge = fmax(STRAY_SHARE, STRAY_NOISE * c->noise);
-    double slow = fmax(line, entry), fast = fmin(line, entry);
+    double edge = upper(STRAY_SHARE, STRAY_NOISE * c->noise);
+    double slow = upper(line, entry), fast = lower(line, entry);
     *of_size = took_ns;
     int side = took_ns > slow * (1.0 + edge) ? 1 : took_ns < fast / (1.0 + edge) ? -1 : 0;
     if (side == 0) {
@@ -129,8 +133,8 @@ static double tame(bt_cost *c, const bt_cost_slot *slot, int64_t rows, double to
     double tamed = side > 0 ? slow * (1.0 + edge) : fast / (1.0 + edge);
     /* Beyond all sizes that were run a line is a guess: that it is wrong there is no change of regime. */
     if (slot->weight <= 0.0f && (rows < c->least_rows || rows > c->most_rows)) {
-        double most = fmax(edge, NEW_SIZE_SHARE) + 1.0;
-        *of_size = fmin(fmax(took_ns, line / most), line * most);
+        double most = upper(edge, NEW_SIZE_SHARE) + 1.0;
+        *of_size = lower(upper(took_ns, line / most), line * most);
         return tamed;
     }
     double ratio = took_ns / bt_cost_mean(c, rows);
@@ -141,7 +145,7 @@ static double tame(bt_cost *c, const bt_cost_slot *slot, int64_t rows, double to
     c->stray[abs(c->strays)] = (bt_cost_sample){rows, took_ns};
     c->strays += side;
     /* The least of a row of slow strays: three times slower is news, one of them a hundred times is not. */
-    c->stray_ratio = side > 0 ? fmin(c->stray_ratio, ratio) : fmax(c->stray_ratio, ratio);
+    c->stray_ratio = side > 0 ? lower(c->stray_ratio, ratio) : upper(c->stray_ratio, ratio);
     if (abs(c->strays) < BT_COST_STRAYS) {
         *of_size = tamed;
         return tamed;
@@ -153,7 +157,7 @@ static double tame(bt_cost *c, const bt_cost_slot *slot, int64_t rows, double to
 /* The line. The spread of the rows is forgotten only as new spread comes in, so that a stretch of
  * equal batches moves the height of the line and leaves its slope alone. */
 static void learn_line(bt_cost *c, double rows, double took_ns) {
-    c->mean_weight = fmin(c->mean_weight + 1.0, MEMORY);
+    c->mean_weight = lower(c->mean_weight + 1.0, MEMORY);
     double share = 1.0 / c->mean_weight;
     double d_rows = rows - c->mean_rows;
     double d_ns = took_ns - c->mean_ns;
@@ -162,7 +166,7 @@ static void learn_line(bt_cost *c, double rows, double took_ns) {
     if (c->two_sizes) {
         double spread = d_rows * d_rows * (1.0 - share);
         double news = spread / (spread + c->var_rows + 1e-9);
-        double keep = 1.0 - fmin(news, 1.0) * share;
+        double keep = 1.0 - lower(news, 1.0) * share;
         c->var_rows = keep * c->var_rows + share * spread;
         c->cov_rows_ns = keep * c->cov_rows_ns + share * d_rows * d_ns * (1.0 - share);
         c->row_ns = c->var_rows > 0.0 ? c->cov_rows_ns / c->var_rows : 0.0;
@@ -170,11 +174,11 @@ static void learn_line(bt_cost *c, double rows, double took_ns) {
     /* Neither a row nor a batch has a negative cost. */
     if (c->row_ns < 0.0) c->row_ns = 0.0;
     /* One size says nothing of the slope. Until there is a second: half of it is the batch's own. */
-    if (!c->two_sizes) c->row_ns = 0.5 * c->mean_ns / fmax(c->mean_rows, 1.0);
+    if (!c->two_sizes) c->row_ns = 0.5 * c->mean_ns / upper(c->mean_rows, 1.0);
     c->base_ns = c->mean_ns - c->row_ns * c->mean_rows;
     if (c->base_ns < 0.0) {
         c->base_ns = 0.0;
-        c->row_ns = c->mean_ns / fmax(c->mean_rows, 1.0);
+        c->row_ns = c->mean_ns / upper(c->mean_rows, 1.0);
     }
 }
 
@@ -189,12 +193,12 @@ static void learn(bt_cost *c, int64_t rows, double took_ns) {
         double predicted = bt_cost_mean(c, rows);
         double ratio = took_ns / predicted;
         took_ns = tame(c, slot, rows, took_ns, &of_size_ns);
-        double share = 1.0 / fmin(MEMORY, c->mean_weight + PRIOR);
+        double share = 1.0 / lower(MEMORY, c->mean_weight + PRIOR);
         c->noise += (fabs(took_ns / predicted - 1.0) - c->noise) * share;
         c->misfit += (fabs(took_ns / line_at(c, rows) - 1.0) - c->misfit) * share;
-        double step = HIGH_STEP * fmax(c->noise, 0.01) * 5.0;
+        double step = HIGH_STEP * upper(c->noise, 0.01) * 5.0;
         c->high += ratio > c->high ? step * HIGH_QUANTILE : -step * (1.0 - HIGH_QUANTILE);
-        c->high = fmin(fmax(c->high, 1.0), 4.0);
+        c->high = lower(upper(c->high, 1.0), 4.0);
     }
     c->batches++;
     if (rows < c->least_rows) c->least_rows = rows;
@@ -202,7 +206,7 @@ static void learn(bt_cost *c, int64_t rows, double took_ns) {
     learn_line(c, (double)rows, took_ns);
     /* The first batch of a size may have been slow because it was the first of that size. */
     if (slot->weight <= 1.0f && of_size_ns * (1.0 + STRAY_SHARE) < (double)slot->mean_ns) slot->weight = 0.0f;
-    double weight = fmin(slot_weight(c, slot) + 1.0, MEMORY / 2.0);
+    double weight = lower(slot_weight(c, slot) + 1.0, MEMORY / 2.0);
     if (weight <= 1.0) slot->mean_ns = (float)of_size_ns;
     slot->mean_ns += (float)((of_size_ns - (double)slot->mean_ns) / weight);
     slot->weight = (float)weight;

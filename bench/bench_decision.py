@@ -11,7 +11,7 @@ Last result (bench/results/decision.json; 2 cores, load 2.6): 42 ns a decision w
 64 callers that come back within 100 us, 21 with 256 callers, 22 with Poisson calls, 158 with bursts.
 
 How to run   python -P bench/bench_decision.py [--calls 200000] [--rounds 5] [--instructions] [--json FILE]
-             It compiles the scheduler with cc.
+             It compiles the C core with cc.
 """
 
 from __future__ import annotations
@@ -26,10 +26,6 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = (
-    "arrivals containers cost policy scheduler scheduler_batch scheduler_check scheduler_late "
-    "scheduler_queue scheduler_releases sizing waiting"
-)
 TRAFFIC = {
     "lone caller": ("loop", 1),
     "64 callers back within 100 us": ("spread", 64),
@@ -42,10 +38,13 @@ COLUMNS = ("admit", "decide", "asked", "finished")
 
 def compile_driver() -> str:
     out = Path(tempfile.mkdtemp(prefix="batching-bench-")) / "driver"
-    sources = [ROOT / "_native" / f"{name}.c" for name in SOURCES.split()]
+    sources = (ROOT / "_native").glob("*.c")
     flags = ["-O3", "-g", "-DNDEBUG", "-std=gnu11", f"-I{ROOT / '_native'}"]
     driver = ROOT / "bench" / "decision_driver.c"
-    subprocess.run(["cc", *flags, str(driver), *map(str, sources), "-lm", "-o", str(out)], check=True)
+    subprocess.run(
+        ["cc", *flags, str(driver), *map(str, sources), "-lm", "-ldl", "-lpthread", "-o", str(out)],
+        check=True,
+    )
     return str(out)
 
 
