@@ -165,7 +165,6 @@ static void greet(bt_plane *p, bt_message *m, const void *identity, size_t bytes
      * descriptor's next owner is noted, or the newcomer would be taken for gone. */
     read_monitor(p);
     bt_peer *peer = bt_peer_find(p, identity, bytes);
-    if (peer != NULL && peer->gone) return;
     if (peer == NULL) {
         int fd = bt_zmq.msg_get(&m->zmsg[0], BT_ZMQ_SOURCE_FD);
         peer = add_peer(p, g, identity, bytes, fd);
@@ -270,7 +269,7 @@ static int64_t check(bt_plane *p, bt_peer *peer, const bt_message *m)
         if (large) bt_too_large(p, m->bytes, "a message", text);
         bt_wire_error e = bt_plain_error(BT_E_MALFORMED, text);
         for (uint32_t i = 0; i < n + (step == 1); i++)
-            if (p->checked[i].record.type == BT_CALL)
+            if (p->checked[i].record.type == BT_CALL && p->checked[i].record.id != 0)
                 bt_write_error(&bt_peer_post(p, peer)->w, p->checked[i].record.id, &e);
         return -1;
     }
@@ -280,7 +279,6 @@ static int64_t check(bt_plane *p, bt_peer *peer, const bt_message *m)
 static void receive(bt_plane *p, bt_message *m, const void *identity, size_t bytes)
 {
     bt_peer *peer = bt_peer_find(p, identity, bytes);
-    if (peer != NULL && peer->gone) peer = NULL;
     int64_t n = check(p, peer, m);
     if (n < 0) {
         p->dropped++;

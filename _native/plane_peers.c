@@ -87,7 +87,7 @@ bt_peer *bt_peer_new(bt_plane *p, uint16_t role, const void *identity, size_t by
 bt_peer *bt_peer_find(bt_plane *p, const void *identity, size_t bytes)
 {
     for (bt_peer *peer = *bucket_of(p, identity, bytes); peer != NULL; peer = peer->next_same)
-        if (peer->identity_bytes == bytes && memcmp(peer->identity, identity, bytes) == 0) return peer;
+        if (!peer->gone && peer->identity_bytes == bytes && memcmp(peer->identity, identity, bytes) == 0) return peer;
     return NULL;
 }
 

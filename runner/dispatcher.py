@@ -458,8 +458,8 @@ class Dispatcher:
         token, failure = notice
         # What it sent before it died counts.
         self._read_messages()
-        worker = self._peers.with_token(token)
-        if worker is not None and self._peers.remove(worker):
+        for worker in self._peers.with_token(token):
+            self._peers.remove(worker)
             self._lose(worker, failure)
 
     def _lose(self, worker: Worker, failure: Failure) -> None:

@@ -21,6 +21,7 @@ __all__ = ["NativeDispatcher"]
 
 _NS_PER_MS = 1_000_000
 _NEVER = -1
+_LONGEST_NS = 2**62
 
 
 class NativeDispatcher:
@@ -145,7 +146,7 @@ class NativeDispatcher:
 
 
 def _timeout_ns(ms: float | None) -> int:
-    return _NEVER if ms is None else int(ms * _NS_PER_MS)
+    return _NEVER if ms is None else int(min(ms * _NS_PER_MS, _LONGEST_NS))
 
 
 def _refuse() -> None:

@@ -99,8 +99,9 @@ class Peers:
     def with_fd(self, fd: int) -> list[Client | Worker]:
         return [peer for peer in self._by_identity.values() if peer.fd == fd]
 
-    def with_token(self, token: str) -> Worker | None:
-        return next((worker for worker in self.workers if worker.token == token), None)
+    def with_token(self, token: str) -> list[Worker]:
+        """One; and whoever else says that he is it."""
+        return [worker for worker in self.workers if worker.token == token]
 
     def slots(self) -> tuple[int, int]:
         """Batches that could be sent now, and batches that could be out at once."""

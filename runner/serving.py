@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .._native.scheduler import Scheduler
 from .backlog import MAX_UNREAD_BYTES
-from .wire import MAX_MESSAGE_BYTES, Rows
+from .wire import MAX_MESSAGE_BYTES, MAX_NAME_BYTES, MAX_TEXT_BYTES, Rows
 
 __all__ = ["Counters", "Hooks", "Serving"]
 
@@ -64,3 +64,11 @@ class Serving:
     allow_pickle: bool = True
     max_message_bytes: int = MAX_MESSAGE_BYTES
     max_unread_bytes: int = MAX_UNREAD_BYTES
+
+    def __post_init__(self) -> None:
+        for what, size, most in (
+            ("name", len(self.name.encode()), MAX_NAME_BYTES),
+            ("signature, static arguments and options", len(self.description), MAX_TEXT_BYTES),
+        ):
+            if size > most:
+                raise ValueError(f"the {what} of a service take at most {most} bytes, got {size}")

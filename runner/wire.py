@@ -23,6 +23,8 @@ __all__ = [
     "HELLO",
     "INLINE_MAX_BYTES",
     "MAX_MESSAGE_BYTES",
+    "MAX_NAME_BYTES",
+    "MAX_TEXT_BYTES",
     "MISSING",
     "NONE",
     "VAR",
@@ -402,7 +404,7 @@ class _Reader:
         self.end = len(self.packet)
         start = self.at
         kind, flags, frame_count, size, id_ = self._unpack(_RECORD)
-        if kind in _ASKING:
+        if kind in _ASKING and id_:
             self.ids.append(id_)
         _check(flags == 0, "unknown flags")
         _check(size >= _RECORD.size and size % 8 == 0, "bad record size")
@@ -448,6 +450,7 @@ class _Reader:
     def _rows(self, kind: int, id_: int, frames: list[memoryview]) -> Rows:
         budget, rows, padded, method, count, key_size, meta_size, zero = self._unpack(_ROWS)
         _check(zero == 0, "a field that must be zero is not")
+        _check(id_ != 0, "a call or batch has an id")
         _check(rows <= MAX_ROWS and padded <= MAX_ROWS, "too many rows")
         _check(padded >= rows if kind == Type.BATCH else padded == rows, "padded rows disagree with rows")
         _check(budget >= 0 or budget == NONE, "negative budget")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import threading
@@ -311,6 +312,46 @@ def test_garbage_is_dropped_and_the_next_good_call_is_served(echo):
     (answer,) = peer.hear()
     assert (answer.type, answer.id, answer.rows) == (Type.ANSWER, 6, 1)
     assert service.run(1) == 1
+
+
+def test_greetings_above_their_limits_are_dropped_and_counted(echo):
+    service, peer = echo
+    for hello in (
+        Greeting(Type.HELLO, Role.CLIENT, "x" * 65_536),
+        Greeting(Type.HELLO, Role.CLIENT, "x" * 256),
+        Greeting(Type.HELLO, Role.WORKER, "Echo", bytes((1 << 20) + 1)),
+        Greeting(Type.HELLO, 7, "Echo"),
+    ):
+        peer.say(hello)
+    peer.greet("Echo", description=bytes(1 << 20))
+    assert service.statistics().messages_dropped == 4
+
+
+def test_a_peer_that_says_goodbye_may_greet_again_at_once(echo):
+    _, peer = echo
+    peer.greet("Echo")
+    peer.say(Plain(Type.BYE), Greeting(Type.HELLO, Role.CLIENT, "Echo"), a_call(3))
+    assert peer.hear()[0].type == Type.WELCOME
+    assert peer.hear()[0].id == 3
+
+
+def test_a_worker_that_takes_the_token_of_another_dies_with_it(test):
+    with serve(test) as service:
+        (token,) = service._running._ready
+        peer = RawPeer(service.endpoint)
+        peer.greet("Scripted", Role.WORKER, credits=1, description=json.dumps({"token": token}).encode())
+        calls = [Caller(service.run, 0)]
+        assert peer.hear()[0].type == Type.BATCH
+        calls.append(Caller(service.run, 1))
+        test.expect_batch().kill()
+        test.answer(lambda rows: ("echo", None))
+        assert sorted(call.result() for call in calls) == [0, 1]
+        peer.close()
+
+
+def test_a_name_that_no_peer_could_ask_for_is_refused_at_the_start():
+    with pytest.raises(ValueError, match="name of a service take at most 255 bytes, got 256"):
+        runner_service(models.Echo("x" * 256)).start()
 
 
 def test_a_key_that_means_nothing_fails_its_call_only(echo):

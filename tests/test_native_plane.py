@@ -760,6 +760,68 @@ def test_draining_answers_what_was_accepted_and_refuses_the_rest(service):
     assert service.event()[0] == "drained"
 
 
+def test_a_worker_that_comes_while_draining_answers_what_was_accepted(service):
+    client, worker = service.client(), service.worker()
+    client.call(1)
+    worker.next()
+    service.plane.drain()
+    worker.socket.close()
+    other = service.worker()
+    other.reply(other.next())
+    assert client.outcome() == (1, [1])
+    assert service.event()[0] == "drained"
+    assert service.peer().greet(CLIENT)[2][0] == UNREACHABLE
+
+
+@pytest.mark.parametrize("role", [CLIENT, WORKER])
+def test_a_peer_that_says_goodbye_may_greet_again_at_once(service, role):
+    peer, other = service.peer(), service.client()
+    assert peer.greet(role)[0] == WELCOME
+    hello = (HELLO, 0, (role, 1, 1, 1, 4711, b"model", b""))
+    peer.send((BYE, 0, None), hello, (PING, 5, None))
+    answers = [peer.next()[0] for _ in range(2)]
+    assert answers == [WELCOME, PONG]
+    if role == CLIENT:
+        peer.call(1)
+        worker = service.worker()
+    else:
+        other.call(1)
+        worker = peer
+    worker.reply(worker.next())
+    assert (peer if role == CLIENT else other).outcome() == (1, [1])
+
+
+def test_a_call_without_an_id_is_dropped_and_blamed_on_no_call(service):
+    client = service.client()
+    packet = bytearray(wire.pack([(CALL, 7, rows_content(1, 7))])[0])
+    struct.pack_into("<Q", packet, 24, 0)
+    client.socket.send(packet)
+    client.send((PING, 9, None))
+    assert client.next()[:2] == (PONG, 9)
+    assert service.dropped() == 1
+
+
+@pytest.mark.parametrize(("credit", "batches"), [(0, 1), (2**32 - 1, 1_024)])
+def test_a_worker_gets_one_batch_at_least_and_a_thousand_at_most(start, credit, batches):
+    service = start(max_batch_rows=1)
+    client, worker = service.client(), service.worker(credit=credit)
+    client.call(*range(1, 1_101))
+    for _ in range(batches):
+        assert worker.next()[0] == BATCH
+    client.send((PING, 9, None))
+    assert client.next()[0] == PONG
+    assert service.plane.statistics()["in_flight_batches"] == batches
+
+
+def test_the_greatest_budget_and_timeout_are_no_trouble(start):
+    service = start(run_timeout_ns=2**62)
+    client, worker = service.client(), service.worker()
+    for id_, budget_ns in ((1, 2**63 - 1), (2, 2**62)):
+        client.call(id_, budget_ns=budget_ns)
+        worker.reply(worker.next())
+        assert client.outcome() == (id_, [id_])
+
+
 def test_a_failing_service_fails_what_waits_and_what_comes(service):
     client = service.client()
     client.call(1)

@@ -149,6 +149,7 @@ def patched(packet, offset, form, value):
         (18, "<H", 1),  # frames
         (20, "<I", 12),  # record bytes
         (20, "<I", 2**32 - 8),
+        (24, "<Q", 0),  # id
         (32, "<q", -2),  # budget
         (40, "<I", 2**31),  # rows
         (40, "<I", 3),
