@@ -10,7 +10,7 @@ from strategies import batches, layouts, same_array
 from wire import joined, sliced
 
 from batching.errors import InvalidPayload
-from batching.payloads import Fixed, Var
+from batching.payloads import Fixed, Pad, Var
 from batching.signature import Signature
 
 
@@ -180,3 +180,16 @@ def test_an_item_that_leaves_no_axis_for_the_rows_is_refused() -> None:
     with pytest.raises(InvalidPayload, match="axes leaves none for the rows"):
         Signature(one).describe((np.zeros((1,) * most),), {}, False)
     assert Signature(one).describe((np.zeros((1,) * (most - 1)),), {}, False).rows == 1
+
+
+@pytest.mark.parametrize("dtype", ["|S0", "<U0"])
+def test_texts_of_no_bytes_claim_no_memory(dtype) -> None:
+    """A short message must not make as many of them as it likes to say."""
+    key = f'[[["x",0,0]],[["ndarray",["{dtype}",[1000000000000]]]],null]'
+    with pytest.raises(InvalidPayload, match="has no bytes"):
+        Signature(one).decode(key.encode(), [Fixed(0, b"")], 1)
+    padded = Signature(one, pad=Pad())
+    lengths = np.array([10**12]).tobytes()
+    key = f'[[["x",0,0]],[["ragged",["{dtype}",[]]]],null]'
+    with pytest.raises(InvalidPayload, match="has no bytes"):
+        padded.decode(key.encode(), [Fixed(8, lengths), Var(bytes(4), b"")], 1)

@@ -346,6 +346,15 @@ def test_keys_that_name_no_frame_are_refused(token) -> None:
         Signature(one).decode(f'[[["x",0,0]],[["frame",{token}]],null]'.encode(), [], 0)
 
 
+@pytest.mark.parametrize("step", [1, -1, 1000])
+def test_labels_that_only_claim_to_be_many_are_refused(step) -> None:
+    """Categories are looked at one by one: a short message must not name a billion."""
+    labels = f'["range",0,{step * (2**20 + 1)},{step},["none"]]'
+    key = f'[[["x",0,0]],[["series",[["none"],["category",0,{labels}]]]],null]'
+    with pytest.raises(InvalidPayload, match="at most 1048576 labels can travel"):
+        Signature(one).decode(key.encode(), [Fixed(4, b"")], 0)
+
+
 def test_text_that_is_none_is_refused() -> None:
     signature = Signature(one)
     frame = pd.DataFrame({"s": pd.array(["ab"], dtype="string")})

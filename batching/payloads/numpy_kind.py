@@ -177,6 +177,9 @@ def raw_bytes(array: np.ndarray[Any, Any]) -> memoryview:
 def array_over(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """A writable, aligned array: over ``data`` itself if that is both, else over a copy."""
     if math.prod(shape) * dtype.itemsize == 0:
+        # numpy would make texts of no bytes ones of one, and the data is no limit on how many.
+        if dtype.itemsize == 0 and dtype.kind in "SU":
+            raise InvalidPayload(f"an ndarray of {dtype.str} has no bytes")
         return np.empty(shape, dtype=dtype)
     array = np.frombuffer(data, dtype=np.uint8).view(dtype).reshape(shape)
     return array if array.flags.writeable and array.flags.aligned else array.copy()

@@ -24,6 +24,8 @@ from .pandas_columns import codec_of
 
 __all__ = ["column_dtype", "column_token", "labels", "labels_token"]
 
+_MOST_LABELS = 1 << 20
+
 
 # --- dtypes -----------------------------------------------------------------------------------
 
@@ -124,6 +126,9 @@ def _read_labels(token: Any, allow_pickle: bool) -> Any:
             indexes = [labels(level, allow_pickle=allow_pickle) for level in levels]
             return pd.MultiIndex.from_arrays(indexes, names=[index.name for index in indexes])
         case ("range", start, stop, step, name):
+            # A few digits name any number of labels; what a key could spell out is enough.
+            if len(range(start, stop, step)) > _MOST_LABELS:
+                raise InvalidPayload(f"at most {_MOST_LABELS} labels can travel, got {start} to {stop}")
             return pd.RangeIndex(start, stop, step, name=thaw(name, allow_pickle=allow_pickle))
         case ("interval", closed, left, right, name):
             ends = [labels(end, allow_pickle=allow_pickle) for end in (left, right)]
