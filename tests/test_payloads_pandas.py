@@ -66,6 +66,39 @@ def test_a_batch_from_the_wire_is_what_concat_makes_of_the_frames(way, frames) -
     same_frame(batch, pd.concat(frames, ignore_index=True))
 
 
+def test_a_batch_of_many_frames_is_one_frame_that_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    signature = Signature(one)
+    whole = pd.DataFrame({"a": range(9), "f": 0.5, "s": list("abcdefghi"), "c": pd.Categorical(["u"] * 9)})
+    calls = [signature.describe((whole.iloc[[row]],), {}, False) for row in range(9)]
+    sent = [signature.encode(call.payload) for call in calls]
+    result = signature.encode_result(whole, 9)
+    made: list[Any] = []
+    from_blocks, from_data = pd.DataFrame._from_mgr.__func__, pd.DataFrame.__init__
+
+    def counted(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        made.append(cls)
+        return from_blocks(cls, *args, **kwargs)
+
+    def counted_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        made.append(type(self))
+        from_data(self, *args, **kwargs)
+
+    monkeypatch.setattr(pd.DataFrame, "_from_mgr", classmethod(counted))
+    monkeypatch.setattr(pd.DataFrame, "__init__", counted_init)
+    [joined_here], _ = signature.join([(call.payload, 0, 1) for call in calls])
+    assert made == [pd.DataFrame]
+    [joined_there], _ = signature.decode(sent[0].key, joined(sent), 9)
+    assert made == [pd.DataFrame] * 2
+    # An answer is sent without a frame for each caller; each makes its own of its bytes.
+    signature.encode_result(joined_there, 9)
+    assert made == [pd.DataFrame] * 2
+    signature.decode_result(*sliced(result, [1] * 9)[4])
+    assert made == [pd.DataFrame] * 3
+    monkeypatch.undo()
+    same_frame(joined_here, whole)
+    same_frame(joined_there, whole)
+
+
 @pytest.mark.slow
 @both_ways
 @given(frames=frame_families(), over_wire=st.booleans())
