@@ -61,6 +61,7 @@ _NS_PER_MS = 1_000_000
 # Limits on what peers may claim of themselves.
 _LONGEST_BUDGET_NS = 2**61
 _MOST_CREDITS = 1_024
+_MOST_TOKEN_BYTES = 63
 # Of one client, in one turn.
 _MOST_QUESTIONS = 64
 # Of a key in an error's text.
@@ -667,4 +668,5 @@ def _token(hello: Greeting) -> str:
         token = json.loads(hello.description or b"{}").get("token", "")
     except (ValueError, AttributeError, RecursionError):
         return ""
-    return token if isinstance(token, str) else ""
+    fits = isinstance(token, str) and len(token.encode(errors="replace")) <= _MOST_TOKEN_BYTES
+    return token if fits else ""

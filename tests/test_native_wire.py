@@ -120,6 +120,25 @@ def test_a_field_that_breaks_a_rule_is_named(offset, form, value, verdict):
     assert wire.parse([patched(one_call(), offset, form, value)])[1] == verdict
 
 
+def test_a_greeting_and_an_error_are_held_to_their_limits():
+    def hello(name, description):
+        return HELLO, 0, (1, 1, 1, 0, 1, name, description)
+
+    def error(*texts):
+        return ERROR, 1, (1, -1, -1, *texts)
+
+    most = bytes(1 << 20)
+    assert wire.parse(wire.pack([hello(b"n" * 255, most), error(b"", most, b"", b"")]))[1] is None
+    for record in (
+        hello(b"n" * 256, b""),
+        hello(b"n" * 65_536, b""),
+        hello(b"n", most + b"x"),
+        error(most, b"", b"", b"x"),
+        error(*[bytes(1 << 18)] * 3, bytes(1 << 18 | 1)),
+    ):
+        assert wire.parse(wire.pack([record]))[1] == "limit"
+
+
 def test_a_frame_that_ends_inside_a_row_is_refused():
     packet, data = wire.pack([(CALL, 1, (-1, 4, 4, 0, b"", b"", [(5_000, None, bytes(20_000))]))])
     two = patched(patched(packet, 18, "<H", 2), 76, "<I", 2)

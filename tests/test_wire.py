@@ -173,6 +173,37 @@ def test_a_broken_field_is_refused_as_the_native_codec_refuses_it(offset, form, 
     assert native.parse([packet])[1] is not None
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        Greeting(Type.HELLO, 1, "n" * 256),
+        Greeting(Type.HELLO, 1, "n" * 65_536),
+        Greeting(Type.HELLO, 1, "n", bytes((1 << 20) + 1)),
+        Rows(Type.CALL, 1, 0, bytes((1 << 20) + 1), []),
+        Rows(Type.CALL, 1, 0, b"", [], metadata=bytes((1 << 20) + 1)),
+        Rows(Type.CALL, 1, 0, b"", [Buffer(0, [])] * 4_097),
+        Rows(Type.CALL, 1, 2**31, b"", []),
+    ],
+    ids=["name", "long name", "description", "key", "metadata", "buffers", "rows"],
+)
+def test_what_is_above_a_limit_is_refused_as_the_native_codec_refuses_it(record):
+    frames = [bytes(frame) for frame in packed(record)]
+    with pytest.raises(BadPacket):
+        parse(frames)
+    assert native.parse(frames)[1] == "limit"
+
+
+def test_a_message_is_held_to_its_limit_in_bytes():
+    record = one_call(rows=5_000)
+    size = message_bytes(record)
+    assert len(parse(packed(record), size)) == 1
+    with pytest.raises(
+        BadPacket, match=f"a message of {size} bytes is above max_message_bytes, {size - 1}"
+    ) as caught:
+        parse(packed(record), size - 1)
+    assert caught.value.ids == [7]
+
+
 def test_the_calls_of_a_broken_packet_can_be_told():
     packet = packed(one_call(), one_call())[0]
     with pytest.raises(BadPacket) as caught:
