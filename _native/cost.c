@@ -7,8 +7,10 @@
 
 /* How many batches the model remembers: it follows a slow drift within about as many. */
 #define MEMORY 64.0
-/* A table entry counts as much as the line once it stands for so many batches. */
-#define LINE_WEIGHT 2.0
+/* Of a line that every size fits: it counts as much as so many batches of one size. */
+#define LINE_WEIGHT 32.0
+/* Deviations below this are not told apart from none. */
+#define LEAST_NOISE 0.005
 /* A batch further off than this share of the prediction, and further than STRAY_NOISE times the
  * usual deviation, is a stray: it counts only as far as the edge. */
 #define STRAY_SHARE 0.5
@@ -35,6 +37,7 @@ static inline double upper(double a, double b) { return a > b ? a : b; }
 void bt_cost_init(bt_cost *c) {
     memset(c, 0, sizeof *c);
     c->noise = c->misfit = 0.1;
+    c->line_weight = LINE_WEIGHT;
     c->high = 1.1;
 }
 
@@ -57,13 +60,17 @@ static double slot_weight(const bt_cost *c, const bt_cost_slot *slot) {
     return (double)slot->weight / (1.0 + age * (1.0 / (8.0 * MEMORY)));
 }
 
+int bt_cost_is_line(const bt_cost *c) {
+    return c->line_weight >= LINE_WEIGHT;
+}
+
 double bt_cost_mean(const bt_cost *c, int64_t rows) {
     if (c->batches == 0) return 0.0;
     double line = line_at(c, rows);
     const bt_cost_slot *slot = &c->table[slot_of(rows)];
     double weight = slot_weight(c, slot);
     if (weight <= 0.0) return line;
-    return (weight * (double)slot->mean_ns + LINE_WEIGHT * line) / (weight + LINE_WEIGHT);
+    return (weight * (double)slot->mean_ns + c->line_weight * line) / (weight + c->line_weight);
 }
 
 double bt_cost_high(const bt_cost *c, int64_t rows) {
@@ -92,7 +99,7 @@ double bt_cost_error(const bt_cost *c, int64_t rows) {
     double weight = slot_weight(c, slot);
     double sigma = SIGMA * c->noise;
     if (weight <= 0.0) return line_error(c, rows, sigma);
-    double pulled = LINE_WEIGHT / (weight + LINE_WEIGHT) * (line_at(c, rows) / (double)slot->mean_ns - 1.0);
+    double pulled = c->line_weight / (weight + c->line_weight) * (line_at(c, rows) / (double)slot->mean_ns - 1.0);
     return sqrt(sigma * sigma / weight + pulled * pulled);
 }
 
@@ -182,6 +189,22 @@ static void learn_line(bt_cost *c, double rows, double took_ns) {
     }
 }
 
+/* What the line counts for against batches of one size. By how much sizes are off the line is what its
+ * misfit has beyond their noise: where that is next to nothing, a few lucky batches of one size say
+ * little; where it is not (steps), one batch says more than the line (shrinkage as by James and Stein). */
+static void weigh_line(bt_cost *c) {
+    double noise = upper(c->noise, LEAST_NOISE), square = noise * noise;
+    c->line_weight = square / upper(c->misfit * c->misfit - square, square / LINE_WEIGHT);
+}
+
+/* The noise is that of one size: the mean of w batches before it has a share 1/w of it as well. */
+static void learn_noise(bt_cost *c, const bt_cost_slot *slot, double took_ns, double share) {
+    double weight = slot_weight(c, slot);
+    if (weight <= 0.0) return;
+    double off = fabs(took_ns / (double)slot->mean_ns - 1.0) / sqrt(1.0 + 1.0 / weight);
+    c->noise += (off - c->noise) * share;
+}
+
 /* A batch that counts. */
 static void learn(bt_cost *c, int64_t rows, double took_ns) {
     if (c->batches == 0) c->first_rows = c->least_rows = c->most_rows = rows;
@@ -194,8 +217,9 @@ static void learn(bt_cost *c, int64_t rows, double took_ns) {
         double ratio = took_ns / predicted;
         took_ns = tame(c, slot, rows, took_ns, &of_size_ns);
         double share = 1.0 / lower(MEMORY, c->mean_weight + PRIOR);
-        c->noise += (fabs(took_ns / predicted - 1.0) - c->noise) * share;
+        learn_noise(c, slot, took_ns, share);
         c->misfit += (fabs(took_ns / line_at(c, rows) - 1.0) - c->misfit) * share;
+        weigh_line(c);
         double step = HIGH_STEP * upper(c->noise, 0.01) * 5.0;
         c->high += ratio > c->high ? step * HIGH_QUANTILE : -step * (1.0 - HIGH_QUANTILE);
         c->high = lower(upper(c->high, 1.0), 4.0);

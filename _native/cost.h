@@ -34,8 +34,9 @@ typedef struct {
     double cov_rows_ns;
     double row_ns;       /* a */
     double base_ns;      /* b */
-    double noise;        /* mean absolute deviation, as a share of the prediction */
+    double noise;        /* mean absolute deviation from other batches of the same size, as a share */
     double misfit;       /* the same deviation, from the line alone: more than the noise where it is no line */
+    double line_weight;  /* of the line against one batch of a size: high where sizes are on the line */
     double high;         /* upper quantile, as a multiple of the mean */
     int64_t first_rows;  /* the one size seen, until a second is */
     int two_sizes;
@@ -59,6 +60,8 @@ double bt_cost_high(const bt_cost *c, int64_t rows);
  * that were measured, and rises with their spread, with the distance from what was measured, and with
  * what line and table disagree about. INFINITY when nothing is known. */
 double bt_cost_error(const bt_cost *c, int64_t rows);
+/* No size is off the line by more than its noise explains: batches of any size cost what the line says. */
+int bt_cost_is_line(const bt_cost *c);
 /* Batches of this very size behind it, recent ones; 0: the line alone speaks. */
 double bt_cost_samples(const bt_cost *c, int64_t rows);
 /* NULL if every invariant holds, else the sentence that does not. */

@@ -33,7 +33,11 @@ struct bt_policy {
     int64_t completions;
     double busy_share;     /* of one slot's time, recent */
     double recent_rows;    /* answered, fading with the batches, */
-    double recent_ns;      /* and the time that it took */
+    double recent_ns;      /* the time that it took, */
+    double recent_row_ns;  /* and the latencies of all rows in it */
+    int64_t inside_rows;   /* queued and in flight */
+    int64_t inside_ns;     /* as of then */
+    double row_ns;         /* latencies since the last completion */
     double rows_per_ns;    /* the one by the other */
     bt_spacing spacing;
     bt_policy_statistics seen;
@@ -68,14 +72,21 @@ void bt_policy_set_options(bt_policy *p, const bt_policy_options *options) {
 
 /* ---- events ------------------------------------------------------------------------ */
 
+static void note_rows(bt_policy *p, int64_t now_ns, int64_t inside_rows) {
+    p->row_ns += (double)p->inside_rows * (double)(now_ns - p->inside_ns);
+    p->inside_ns = now_ns;
+    p->inside_rows = inside_rows;
+}
+
 void bt_policy_arrived(bt_policy *p, int64_t now_ns, uint64_t group, uint64_t client, int64_t rows) {
-    (void)client, (void)rows;
+    (void)client;
+    note_rows(p, now_ns, p->inside_rows + rows);
     bt_crowd *c = bt_arrivals_follow(&p->arrivals, group);
     if (c) bt_arrivals_arrived(&p->arrivals, c, now_ns);
 }
 
 void bt_policy_left(bt_policy *p, int64_t now_ns, uint64_t group, int64_t rows) {
-    (void)now_ns, (void)rows;
+    note_rows(p, now_ns, p->inside_rows - rows);
     bt_crowd *c = bt_arrivals_find(&p->arrivals, group);
     if (c) bt_arrivals_left(c);
 }
@@ -118,6 +129,8 @@ static void learn_load(bt_policy *p, int64_t now_ns, int64_t rows, int64_t took_
     double keep = 1.0 - 1.0 / (LOAD_BATCHES * (double)p->total_slots);
     p->recent_rows = keep * p->recent_rows + (double)rows;
     p->recent_ns = keep * p->recent_ns + span_ns;
+    p->recent_row_ns = keep * p->recent_row_ns + p->row_ns;
+    p->row_ns = 0.0;
     p->rows_per_ns = p->recent_rows / p->recent_ns;
 }
 
@@ -129,6 +142,7 @@ void bt_policy_finished(bt_policy *p, int64_t now_ns, uint64_t group, int64_t an
                         int64_t padded_rows, int64_t took_ns, int ok) {
     int64_t predicted_ns = land(p, group, now_ns - took_ns, rows);
     p->in_flight_rows = p->in_flight_rows > rows ? p->in_flight_rows - rows : 0;
+    note_rows(p, now_ns, p->inside_rows - rows);
     learn_load(p, now_ns, rows, took_ns);
     if (ok) {
         if (predicted_ns > 0) {
@@ -235,7 +249,7 @@ static int64_t expected_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_v
 }
 
 /* How long the rule would wait if nothing forbade it. */
-static int64_t wanted_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_view *view, int64_t latest_ns) {
+static int64_t wanted_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_view *view, int64_t latest_ns, int64_t fill_ns) {
     const bt_policy_options *o = &p->options;
     if (o->objective == BT_THROUGHPUT && latest_ns != INT64_MAX) return latest_ns;
     if (o->objective == BT_THROUGHPUT && o->max_wait_ns >= 0) return INT64_MAX;
@@ -244,6 +258,7 @@ static int64_t wanted_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_vie
     int64_t start_ns = bt_spacing_start_ns(&p->spacing, p->flights, p->flight_count, view->idle_slots,
                                            view->queued_rows_all, now_ns);
     if (start_ns > until_ns) until_ns = start_ns;
+    if (now_ns + fill_ns > until_ns) until_ns = now_ns + fill_ns;
     int64_t from_ns = p->completed_ns > view->oldest_arrival_ns ? p->completed_ns : view->oldest_arrival_ns;
     int64_t most_ns = from_ns + (int64_t)(HOLD_SHARE * cost_of(p, (double)view->queued_rows));
     return until_ns < most_ns ? until_ns : most_ns;
@@ -255,7 +270,7 @@ static bt_release reason_of(const bt_crowd *c) {
     return c->held_since_ns ? BT_RELEASE_HOLD_EXPIRED : BT_RELEASE_WORKER_FREE;
 }
 
-static int64_t rows_to_take(const bt_policy *p, int64_t now_ns, const bt_view *view) {
+static bt_size sized(const bt_policy *p, const bt_crowd *c, int64_t now_ns, const bt_view *view) {
     int64_t most = p->options.max_batch_rows;
     bt_load load = {
         .rows = view->queued_rows < most ? view->queued_rows : most,
@@ -264,14 +279,17 @@ static int64_t rows_to_take(const bt_policy *p, int64_t now_ns, const bt_view *v
         .total_slots = view->total_slots,
         .busy_share = p->busy_share,
         .rows_per_ns = p->rows_per_ns,
-        .closed = bt_arrivals_closed(&p->arrivals),
+        .latency_ns = p->recent_rows > 0.0 ? p->recent_row_ns / p->recent_rows : 0.0,
+        .most_rows = most,
+        .closed = bt_arrivals_closed(&p->arrivals) && (view->total_slots > 1 || (c && c->worth_waiting)),
         .with_deadlines = view->tightest_deadline_ns != INT64_MAX,
         .allowed = p->options.allowed_rows,
         .allowed_count = p->options.allowed_count,
     };
     bt_costs costs = costs_of(p);
-    int64_t rows = bt_size_decide(&costs, &load, p->flights, p->flight_count, now_ns);
-    return rows < load.rows ? rows : most;
+    bt_size size = bt_size_decide(&costs, &load, p->flights, p->flight_count, now_ns);
+    if (size.rows == load.rows) size.rows = most;
+    return size;
 }
 
 bt_hold bt_policy_hold(bt_policy *p, int64_t now_ns, const bt_view *view) {
@@ -282,12 +300,14 @@ bt_hold bt_policy_hold(bt_policy *p, int64_t now_ns, const bt_view *view) {
     if (o->rule == BT_RULE_GREEDY) {
         return release(now_ns, o->max_batch_rows, full ? BT_RELEASE_FULL : BT_RELEASE_WORKER_FREE);
     }
-    if (full) return release(now_ns, rows_to_take(p, now_ns, view), BT_RELEASE_FULL);
+    note_rows(p, now_ns, view->queued_rows_all + p->in_flight_rows);
     bt_crowd *c = bt_arrivals_find(&p->arrivals, view->group);
+    bt_size size = sized(p, c, now_ns, view);
+    if (full) return release(now_ns, size.rows, BT_RELEASE_FULL);
     if (!c || p->cost.batches == 0) return release(now_ns, o->max_batch_rows, BT_RELEASE_WORKER_FREE);
     take_stock(p, c, view->queued_calls);
     int64_t latest_ns = latest_release_ns(p, view);
-    int64_t until_ns = wanted_ns(p, c, now_ns, view, latest_ns);
+    int64_t until_ns = wanted_ns(p, c, now_ns, view, latest_ns, size.wait_ns);
     int64_t cap_ns = o->max_wait_ns < 0 || view->oldest_arrival_ns > INT64_MAX - o->max_wait_ns
                          ? INT64_MAX
                          : view->oldest_arrival_ns + o->max_wait_ns;
@@ -300,7 +320,7 @@ bt_hold bt_policy_hold(bt_policy *p, int64_t now_ns, const bt_view *view) {
             return (bt_hold){until_ns, o->max_batch_rows, reason};
         }
     }
-    return release(now_ns, rows_to_take(p, now_ns, view), reason);
+    return release(now_ns, size.rows, reason);
 }
 
 /* ---- what was learned ------------------------------------------------------------------------ */

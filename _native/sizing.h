@@ -1,7 +1,7 @@
-/* How many of the queued rows one batch should take.
+/* How many of the queued rows one batch should take, and whether a few more would make it cheaper.
  *
- * Usually all. Fewer when several slots can share them, when a smaller batch is
- * so much cheaper a row that the rest is better off waiting (allowed sizes, or
+ * Usually all, at once. Fewer when several slots can share them, when a smaller batch
+ * is so much cheaper a row that the rest is better off waiting (allowed sizes, or
  * steps that the cost table has learned), or when the rest can run as well right
  * after and the first half is then answered in half the time. Pure arithmetic.
  */
@@ -30,14 +30,20 @@ typedef struct {
     int64_t total_slots;
     double busy_share;
     double rows_per_ns;    /* rows answered, recent */
+    double latency_ns;     /* of a row, from call to answer, recent mean */
+    int64_t most_rows;     /* of a full batch */
     int closed;            /* the callers are those who come back */
     int with_deadlines;    /* some of the rows must be answered by a certain time */
     const int64_t *allowed; /* ascending */
     int64_t allowed_count;
 } bt_load;
 
-/* Rows of the next batch, `load->rows` at most. */
-int64_t bt_size_decide(const bt_costs *costs, const bt_load *load, const bt_flight *flights, int flight_count,
+typedef struct {
+    int64_t rows;    /* of the next batch, `load->rows` at most */
+    int64_t wait_ns; /* until it is worth running; 0: now */
+} bt_size;
+
+bt_size bt_size_decide(const bt_costs *costs, const bt_load *load, const bt_flight *flights, int flight_count,
                        int64_t now_ns);
 
 #endif

@@ -43,7 +43,7 @@
 
 #include <math.h>
 
-#define PATIENCE 0.06
+#define PATIENCE 0.1
 #define ENTER 0.95
 #define STAY 0.96
 #define STRAGGLERS 0.1

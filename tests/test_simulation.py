@@ -58,6 +58,34 @@ def test_the_same_seed_gives_the_same_outcome_and_another_does_not():
     assert not np.array_equal(closed(1).latency_s, closed(2).latency_s)
 
 
+def compared(arrivals, cost, seed=3, **more):
+    """Mean latency of the engine's own rule as a multiple of that of greedy."""
+    ours, greedy = (simulate(arrivals, cost, policy=policy, seed=seed, **more) for policy in (None, Greedy()))
+    return ours.latency_s.mean() / greedy.latency_s.mean()
+
+
+def test_steps_in_the_cost_are_found_and_their_tops_are_filled():
+    def steps(rows, rng):
+        return 0.001 + 0.00002 * (1 << (rows - 1).bit_length())
+
+    assert compared(trace(20_000, rate=25_000.0), steps) < 0.85
+
+
+@pytest.mark.parametrize("rate", [10_000.0, 20_000.0, 28_000.0])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_noise_in_the_cost_is_not_taken_for_steps(rate, seed):
+    def noisy(rows, rng):
+        return (0.001 + 0.00002 * rows) * rng.lognormal(0.0, 0.3)
+
+    assert compared(trace(20_000, rate=rate), noisy, seed=seed) < 1.03
+
+
+@pytest.mark.parametrize("workers", [2, 4, 8])
+def test_several_workers_share_calls_that_come_at_random(workers):
+    line = trace(20_000, rate=15_000.0 * workers)
+    assert compared(line, lambda rows, rng: 0.001 + 0.00002 * rows, workers=workers) < 0.92
+
+
 def test_workers_are_separate_devices():
     times = np.zeros(2)
     one, two = (
