@@ -76,6 +76,7 @@ cdef extern from "plane.h" nogil:
         bt_scheduler *scheduler
         int64_t max_queue_rows
         int64_t run_timeout_ns
+        int groups
         int refuses_pickle
         uint64_t max_message_bytes
         uint64_t max_unread_bytes
@@ -91,6 +92,7 @@ cdef extern from "plane.h" nogil:
         BT_COMMAND_WAKE
         BT_COMMAND_QUEUE_ROWS
         BT_COMMAND_REPLY
+        BT_COMMAND_GROUPED
 
     ctypedef enum bt_event_kind:
         BT_EVENT_LOCAL
@@ -100,12 +102,15 @@ cdef extern from "plane.h" nogil:
         BT_EVENT_ENDED
         BT_EVENT_ASK
         BT_EVENT_RAN
+        BT_EVENT_GROUP
 
     ctypedef struct bt_event:
         bt_event *next
         bt_event_kind kind
         char *token
         char *why
+        uint64_t client
+        int64_t at_ns
         bt_message *message
 
     ctypedef struct bt_plane_counters:

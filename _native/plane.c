@@ -275,6 +275,46 @@ static int64_t check(bt_plane *p, bt_peer *peer, const bt_message *m)
     }
 }
 
+/* Whether this record of a client waits for the owner to say which calls may run together. */
+static int is_to_be_grouped(const bt_plane *p, const bt_peer *peer, const bt_checked *c)
+{
+    return p->groups && peer != p->local && peer->role == BT_ROLE_CLIENT &&
+           (c->record.type == BT_CALL || c->record.type == BT_CANCEL);
+}
+
+/* Hands the message to the owner, with all that follows the first such record, so that the order is kept. */
+static void pass_to_be_grouped(bt_plane *p, bt_peer *peer, bt_message *m, const bt_checked *from, const bt_checked *end)
+{
+    bt_event *e = calloc(1, sizeof *e);
+    if (e != NULL) {
+        bt_message_keep(m);
+        e->kind = BT_EVENT_GROUP;
+        e->message = m;
+        e->client = peer->number;
+        e->at_ns = bt_now_ns();
+        tell(p, e);
+        return;
+    }
+    bt_wire_error error = bt_plain_error(BT_E_OVERLOADED, "no memory for one more call");
+    for (; from < end; from++)
+        if (from->record.type == BT_CALL) bt_write_error(&bt_peer_post(p, peer)->w, from->record.id, &error);
+}
+
+/* What became of such a message: its records, and errors of those calls that could not be grouped. */
+static void grouped(bt_plane *p, const bt_command *c)
+{
+    bt_peer *peer = p->peers;
+    while (peer != NULL && (peer->gone || (int64_t)peer->number != c->number)) peer = peer->next;
+    int64_t n = peer == NULL ? 0 : check(p, peer, c->message);
+    for (int64_t i = 0; i < n && !peer->gone; i++) {
+        const bt_checked *checked = &p->checked[i];
+        if (checked->record.type == BT_ERROR)
+            bt_write_error(&bt_peer_post(p, peer)->w, checked->record.id, &checked->body.error);
+        else
+            obey(p, peer, c->message, checked);
+    }
+}
+
 /* One message of a peer, or of somebody who is none yet. */
 static void receive(bt_plane *p, bt_message *m, const void *identity, size_t bytes)
 {
@@ -295,6 +335,9 @@ static void receive(bt_plane *p, bt_message *m, const void *identity, size_t byt
             p->dropped++;
             if (peer == NULL && c->record.type != BT_ERROR && c->record.type != BT_BYE)
                 bt_plane_reply(p, identity, bytes, BT_E_UNREACHABLE, "not connected here: say HELLO first");
+            return;
+        } else if (is_to_be_grouped(p, peer, c)) {
+            pass_to_be_grouped(p, peer, m, c, p->checked + n);
             return;
         } else {
             obey(p, peer, m, c);
@@ -378,6 +421,9 @@ static void command(bt_plane *p, bt_command *c)
         break;
     case BT_COMMAND_QUEUE_ROWS:
         p->max_queue_rows = c->number;
+        break;
+    case BT_COMMAND_GROUPED:
+        grouped(p, c);
         break;
     case BT_COMMAND_REPLY:
         bt_plane_answer_questions(p, c->message);
@@ -510,6 +556,7 @@ bt_plane *bt_plane_new(const bt_plane_options *o)
     p->max_queue_rows = o->max_queue_rows;
     p->max_message_bytes = o->max_message_bytes < BT_MAX_MESSAGE_BYTES ? o->max_message_bytes : BT_MAX_MESSAGE_BYTES;
     p->max_unread_bytes = o->max_unread_bytes;
+    p->groups = o->groups;
     p->refuses_pickle = o->refuses_pickle;
     p->next_ping = first_ping(p);
     p->until_ns = BT_NEVER;

@@ -38,6 +38,7 @@ typedef struct {
     bt_scheduler *scheduler;  /* not owned */
     int64_t max_queue_rows;   /* the scheduler's, for messages */
     int64_t run_timeout_ns;   /* -1: none */
+    int groups;               /* calls of clients are passed to the owner first, for their keys */
     int refuses_pickle;       /* of clients: nobody has vouched for them */
     uint64_t max_message_bytes; /* of a message, all frames together; both ways */
     uint64_t max_unread_bytes; /* for one client, sent or queued and not known to be read */
@@ -53,6 +54,7 @@ typedef enum {
     BT_COMMAND_TIMEOUT = 7, /* number: run_timeout_ns */
     BT_COMMAND_WAKE = 8,
     BT_COMMAND_QUEUE_ROWS = 9, /* number: max_queue_rows */
+    BT_COMMAND_GROUPED = 11, /* number: a client's, from BT_EVENT_GROUP; message: its records, and ERRORs for it */
     BT_COMMAND_REPLY = 10,  /* after BT_EVENT_ASK; message: one frame, the numbers as JSON */
 } bt_command_kind;
 
@@ -64,6 +66,8 @@ typedef enum {
     BT_EVENT_ENDED = 5,   /* the last event there is */
     BT_EVENT_ASK = 6,     /* clients want the dispatcher's numbers, of now or later: BT_COMMAND_REPLY */
     BT_EVENT_RAN = 7,     /* 8 batches ended well, or 16, 32 and so on */
+    BT_EVENT_GROUP = 8,   /* client, at_ns, message: its records from the first CALL or CANCEL on are to be
+                             passed back, with the keys that the calls should have: BT_COMMAND_GROUPED */
 } bt_event_kind;
 
 typedef struct bt_event {
@@ -71,6 +75,8 @@ typedef struct bt_event {
     bt_event_kind kind;
     char token[BT_TOKEN_BYTES];
     char why[BT_WHY_BYTES];
+    uint64_t client;
+    int64_t at_ns;
     bt_message *message;
 } bt_event;
 

@@ -27,7 +27,7 @@ include "libzmq.pxi"
 
 __all__ = ["Plane"]
 
-cdef tuple KINDS = ("", "local", "ready", "kill", "drained", "ended", "ask", "ran")
+cdef tuple KINDS = ("", "local", "ready", "kill", "drained", "ended", "ask", "ran", "group")
 
 
 @cython.final
@@ -42,6 +42,7 @@ cdef class Plane:
         scheduler: a `Scheduler`; driven only by the plane from here on.
         max_queue_rows: the scheduler's, for messages.
         run_timeout_ns: a worker whose batch takes longer is reported; -1: never.
+        groups: whether calls of clients come as "group" events first.
         allow_pickle: whether clients may send it.
         max_message_bytes: of one message, all frames together, received or sent.
         max_unread_bytes: a client that has more of its answers unread is cut off.
@@ -56,7 +57,8 @@ cdef class Plane:
 
     def __cinit__(
         self, str name, bytes description, router, monitor, scheduler, *,
-        int64_t max_queue_rows=65_536, int64_t run_timeout_ns=-1, bint allow_pickle=True, uint64_t max_message_bytes=2_147_483_648,
+        int64_t max_queue_rows=65_536, int64_t run_timeout_ns=-1, bint groups=False, bint allow_pickle=True,
+        uint64_t max_message_bytes=2_147_483_648,
         uint64_t max_unread_bytes=536_870_912,
     ):
         cdef bytes encoded = name.encode()
@@ -69,6 +71,7 @@ cdef class Plane:
         options.scheduler = <bt_scheduler *><size_t>scheduler._address
         options.max_queue_rows = max_queue_rows
         options.run_timeout_ns = run_timeout_ns
+        options.groups = groups
         options.refuses_pickle = not allow_pickle
         options.max_message_bytes = max_message_bytes
         options.max_unread_bytes = max_unread_bytes
@@ -97,7 +100,8 @@ cdef class Plane:
         Kinds: "local" (answers to calls of this process: number is the address of a message, which
         the caller drops), "ready" and "kill" (text: the token of a supervised worker), "ask"
         (clients want `statistics`: `reply`), "ran" (8 batches ended well, or 16, 32 and so on),
-        "drained", "ended".
+        "drained", "ended", "group" (why: the client's number and the time in ns, number: the address of a
+        message, whose records from the first CALL or CANCEL on are for `grouped`; the caller drops it).
         """
         cdef bt_event *event
         cdef bt_event *next_event
@@ -106,10 +110,13 @@ cdef class Plane:
             event = bt_plane_events(self._plane)
         while event is not NULL:
             next_event = event.next
-            events.append((
-                KINDS[<int>event.kind], (<bytes>event.token).decode("utf-8", "replace"),
-                (<bytes>event.why).decode("utf-8", "replace"), <uintptr_t>event.message,
-            ))
+            if event.kind == BT_EVENT_GROUP:
+                events.append(("group", "", (event.client, event.at_ns), <uintptr_t>event.message))
+            else:
+                events.append((
+                    KINDS[<int>event.kind], (<bytes>event.token).decode("utf-8", "replace"),
+                    (<bytes>event.why).decode("utf-8", "replace"), <uintptr_t>event.message,
+                ))
             event.message = NULL
             bt_event_free(event)
             event = next_event
@@ -119,6 +126,10 @@ cdef class Plane:
         """Calls and cancels of this process: the address of a message, which is taken over.
         False if the plane takes no more."""
         return bt_plane_command(self._plane, BT_COMMAND_LOCAL, b"", <bt_message *>message, 0) == 0
+
+    def grouped(self, uint64_t client, list frames):
+        """After "group": the records, the calls with their keys, or ERROR records for them."""
+        bt_plane_command(self._plane, BT_COMMAND_GROUPED, b"", message_of(frames), <int64_t>client)
 
     def reply(self, bytes numbers):
         """After "ask": `statistics` as JSON, taken after that. For all who had asked by then."""

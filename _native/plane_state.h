@@ -78,7 +78,7 @@ struct bt_plane {
     bt_scheduler *scheduler;
     int64_t run_timeout_ns;
     int64_t max_queue_rows;
-    int refuses_pickle;
+    int groups, refuses_pickle;
     uint64_t max_message_bytes, max_unread_bytes;
 
     pthread_mutex_t lock;         /* held for a turn: everything below up to the queues */

@@ -27,15 +27,13 @@ from typing import Any
 
 import zmq
 
-from ..errors import RunnerError
 from .backlog import Backlog
 from .buffers import join
-from .failures import model_failure
 from .ledger import Ending, Entry, Ledger, Part
 from .mailbox import Mailbox
 from .peers import Client, Peers, Running, Worker
 from .router import Router, source_fd
-from .serving import Counters, Serving
+from .serving import Counters, Serving, rekeyed
 from .trust import holds_pickle
 from .wire import (
     NONE,
@@ -93,6 +91,7 @@ class Dispatcher:
         self._hooks = serving.hooks
         self._ended_well = 0  # batches
         self._run_timeout_ms = serving.run_timeout_ms
+        self._groups = serving.groups
         self._allow_pickle = serving.allow_pickle
         self._max_unread_bytes = serving.max_unread_bytes
         self._ledger = Ledger(serving.scheduler, serving.max_queue_rows)
@@ -379,14 +378,11 @@ class Dispatcher:
             text = "pickle is not allowed on this connection"
             self._post(client, Failure(record.id, Code.INVALID_PAYLOAD, text))
             return
-        try:
-            record = self._hooks.rekey(record)
-        except RunnerError as error:
-            self._post(client, model_failure(error.__cause__ or error, "group_by", record.id))
+        grouped = rekeyed(self._hooks, record) if self._groups else record
+        if isinstance(grouped, Failure):
+            self._post(client, grouped)
             return
-        except Exception as error:
-            self._post(client, Failure(record.id, Code.INVALID_PAYLOAD, str(error)))
-            return
+        record = grouped
         deadline_ns = NONE
         if record.budget_ns != NONE:
             deadline_ns = time.monotonic_ns() + min(record.budget_ns, _LONGEST_BUDGET_NS)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from contextlib import suppress
+from itertools import dropwhile
 from typing import Any
 
 from ..errors import RunnerClosed
@@ -14,8 +16,8 @@ from . import native
 from .failures import error_of
 from .recipe import CallSignature
 from .router import Router
-from .serving import Counters, Serving
-from .wire import Failure
+from .serving import Counters, Serving, rekeyed
+from .wire import NONE, Failure, Method, Packet, Rows, Type, parse
 
 __all__ = ["NativeDispatcher"]
 
@@ -38,8 +40,8 @@ class NativeDispatcher:
         self._plane = native.plane.Plane(
             name, serving.description, *self._router.sockets, serving.scheduler,
             max_queue_rows=serving.max_queue_rows, run_timeout_ns=_timeout_ns(serving.run_timeout_ms),
-            allow_pickle=serving.allow_pickle, max_message_bytes=serving.max_message_bytes,
-            max_unread_bytes=serving.max_unread_bytes,
+            groups=serving.groups, allow_pickle=serving.allow_pickle,
+            max_message_bytes=serving.max_message_bytes, max_unread_bytes=serving.max_unread_bytes,
         )  # fmt: skip
         self._pipe: native.pipe.Pipe | None = None
         self._drained = threading.Event()
@@ -125,7 +127,7 @@ class NativeDispatcher:
                 with suppress(Exception):
                     self._obey(*event)
 
-    def _obey(self, kind: str, text: str, why: str, number: int) -> None:
+    def _obey(self, kind: str, text: str, why: Any, number: int) -> None:
         match kind:
             case "local":
                 try:
@@ -139,10 +141,34 @@ class NativeDispatcher:
                 self._hooks.kill_worker(text, why)
             case "ask":
                 self._plane.reply(json.dumps(self.statistics()).encode())
+            case "group":
+                client, at_ns = why
+                self._group(client, at_ns, number)
             case "ran":
                 self._hooks.batches_ran()
             case "drained":
                 self._drained.set()
+
+    def _group(self, client: int, at_ns: int, message: int) -> None:
+        """Calls of a client that has not the runner's class: gives them the keys of their groups."""
+        try:
+            records = parse(native.link.frames_of(message))
+        finally:
+            native.link.drop(message)
+        packet = Packet()
+        for record in dropwhile(lambda record: record.type not in (Type.CALL, Type.CANCEL), records):
+            if isinstance(record, Rows) and record.method == Method.RUN:
+                packet.add(_later(rekeyed(self._hooks, record), at_ns))
+            else:
+                packet.add(record)
+        self._plane.grouped(client, packet.frames())
+
+
+def _later(call: Rows | Failure, since_ns: int) -> Rows | Failure:
+    """The call, some of whose budget is used up since then."""
+    if isinstance(call, Rows) and call.budget_ns != NONE:
+        call.budget_ns = max(0, call.budget_ns - (time.monotonic_ns() - since_ns))
+    return call
 
 
 def _timeout_ns(ms: float | None) -> int:

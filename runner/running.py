@@ -59,8 +59,6 @@ class RunningService(Hooks):
         self._signature = signature_of(runner)
         recipe = pickled(runner)
         self._directory = PrivateDirectory() if endpoint is None else None
-        # The hook that groups a call of a client without the runner's class needs the GIL.
-        native = native_plane() and not self._signature.grouped
         wanted = self._directory.endpoint if self._directory else str(endpoint)
         serving = Serving(
             name=runner.name,
@@ -69,10 +67,11 @@ class RunningService(Hooks):
             hooks=self,
             max_queue_rows=options.max_queue_rows,
             run_timeout_ms=options.run_timeout_ms,
+            groups=self._signature.grouped,
             allow_pickle=wanted.startswith("ipc:"),  # its own socket, which only its own user can open
         )
         self._dispatcher: Dispatcher | NativeDispatcher = (
-            NativeDispatcher(serving) if native else Dispatcher(serving)
+            NativeDispatcher(serving) if native_plane() else Dispatcher(serving)
         )
         try:
             self.endpoint = self._dispatcher.bind(wanted)
@@ -135,11 +134,10 @@ class RunningService(Hooks):
         self._outcomes.settle()
 
     def rekey(self, call: Rows) -> Rows:
-        if self._signature.grouped:
-            whole = [Buffer(b.row_bytes, [contiguous(b)], b.lengths) for b in call.buffers]
-            call.key = self._signature.regroup(
-                call.key, to_encoded(whole), call.rows, allow_pickle=self._allow_pickle
-            )
+        whole = [Buffer(b.row_bytes, [contiguous(b)], b.lengths) for b in call.buffers]
+        call.key = self._signature.regroup(
+            call.key, to_encoded(whole), call.rows, allow_pickle=self._allow_pickle
+        )
         return call
 
     # In the supervisor's thread:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .._native.scheduler import Scheduler
+from ..errors import RunnerError
 from .backlog import MAX_UNREAD_BYTES
-from .wire import MAX_MESSAGE_BYTES, MAX_NAME_BYTES, MAX_TEXT_BYTES, Rows
+from .failures import model_failure
+from .wire import MAX_MESSAGE_BYTES, MAX_NAME_BYTES, MAX_TEXT_BYTES, Code, Failure, Rows
 
-__all__ = ["Counters", "Hooks", "Serving"]
+__all__ = ["Counters", "Hooks", "Serving", "rekeyed"]
 
 
 class Hooks:
@@ -31,6 +33,16 @@ class Hooks:
         return call
 
 
+def rekeyed(hooks: Hooks, call: Rows) -> Rows | Failure:
+    """The call with the key of its group, or why it has none."""
+    try:
+        return hooks.rekey(call)
+    except RunnerError as error:
+        return model_failure(error.__cause__ or error, "group_by", call.id)
+    except Exception as error:
+        return Failure(call.id, Code.INVALID_PAYLOAD, str(error))
+
+
 class Counters:
     """What went wrong on the wire, ever."""
 
@@ -50,6 +62,7 @@ class Serving:
         hooks: who hears of workers.
         max_queue_rows: the scheduler's, for messages.
         run_timeout_ms: a worker whose batch takes longer is killed; None: never.
+        groups: whether calls of clients are to be grouped by the hooks' `rekey`.
         allow_pickle: whether clients may send it.
         max_message_bytes: of one message, all frames together, received or sent.
         max_unread_bytes: a client that has more of its answers unread is cut off.
@@ -61,6 +74,7 @@ class Serving:
     hooks: Hooks
     max_queue_rows: int
     run_timeout_ms: float | None = None
+    groups: bool = False
     allow_pickle: bool = True
     max_message_bytes: int = MAX_MESSAGE_BYTES
     max_unread_bytes: int = MAX_UNREAD_BYTES

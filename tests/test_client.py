@@ -29,12 +29,15 @@ from batching import (
     Overloaded,
     Runner,
     RunnerClosed,
+    RunnerError,
     ServiceUnreachable,
     connect,
     runner_service,
 )
 from batching.runner import client, endpoints
 from batching.runner.client_link import Link
+from batching.runner.native import native_plane
+from batching.runner.native_dispatcher import NativeDispatcher
 from batching.runner.recipe import Plan, described
 from batching.runner.wire import Greeting, Plain, Role, Type
 
@@ -343,6 +346,65 @@ def test_calls_of_one_turn_leave_as_one_message_and_share_a_batch():
 
     with runner_service(BatchRows()) as service, connect(service.endpoint, "BatchRows") as handle:
         assert asyncio.run(turn(handle)) == [32] * 32
+
+
+class Lengths(Runner):
+    """Says which lengths were in its batch."""
+
+    options = BatchOptions(max_wait_ms=0)
+
+    def group_by(self, text):
+        if text == "":
+            raise LookupError("no bucket for nothing")
+        return len(text)
+
+    def _run_batch(self, x):
+        return [sorted({len(text) for text in x})] * len(x)
+
+
+def test_calls_of_a_caller_without_the_class_are_grouped_by_whichever_dispatcher_there_is():
+    async def turn(handle):
+        texts = ["a", "bb", "", "c", "dd", "eee", "fff", "g"]
+        return await asyncio.gather(*map(handle.async_run, texts), return_exceptions=True)
+
+    with runner_service(Lengths()) as service, connect(service.endpoint, "Lengths") as handle:
+        assert isinstance(service._running._dispatcher, NativeDispatcher) == native_plane()
+        for _ in range(3):
+            lengths = asyncio.run(turn(handle))
+            nothing = lengths.pop(2)
+            assert lengths == [[1], [2], [1], [2], [3], [3], [1]]
+            assert isinstance(nothing, RunnerError)
+            assert "group_by raised LookupError: no bucket for nothing" in str(nothing)
+        assert service.run("four") == [4]
+        assert handle.run_batch(["a", "bb"]) == service.run_batch(["a", "bb"])
+        assert handle.statistics().groups >= 4
+        with pytest.raises(DeadlineExceeded):
+            handle.run("a", deadline_ms=0)
+        assert handle.run("a") == [1]
+
+
+def test_a_cancelled_call_that_was_being_grouped_leaves_the_queue(test):
+    class Grouped(Scripted):
+        group_by = staticmethod(len)
+
+    async def main(service, handle):
+        first = asyncio.ensure_future(handle.async_run("a"))
+        batch = await asyncio.to_thread(test.expect_batch)
+        second = asyncio.ensure_future(handle.async_run("b"))
+        await asyncio.sleep(0)
+        second.cancel()
+        third = asyncio.ensure_future(handle.async_run("c"))
+        await asyncio.to_thread(wait_until, lambda: service.statistics().calls == 3, "the third call")
+        await asyncio.to_thread(wait_until, lambda: service.statistics().queued_calls == 1, "one call")
+        batch.echo()
+        assert await first == "a"
+        batch = await asyncio.to_thread(test.expect_batch)
+        assert batch.rows == ["c"]
+        batch.echo()
+        assert await third == "c"
+
+    with runner_service(Grouped(test.path)) as service, connect(service.endpoint, "Grouped") as handle:
+        asyncio.run(main(service, handle))
 
 
 def test_a_cancelled_call_leaves_the_queue_of_the_service(test):
