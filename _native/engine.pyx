@@ -376,7 +376,7 @@ cdef class Engine(NativeEngine):
                 raise  # Ctrl-C, on the thread of a caller
         else:
             self._inside.remove(PyThread_get_thread_ident())
-            self.complete(batch, result)
+            self._complete(batch, result)
         return None
 
     cdef object _invoke(self, Batch batch):
@@ -437,6 +437,9 @@ cdef class Engine(NativeEngine):
             result: a list of what it returned, and no more; that is taken out. What nobody else
                 refers to may be shared out among the calls.
         """
+        self._complete(batch, result)
+
+    cdef int _complete(self, Batch batch, list result) except -1:
         try:
             parts = self._split(batch, result)
         except BaseException as error:
