@@ -27,10 +27,12 @@ static int64_t batches_ahead(const bt_scheduler *s, int64_t rows, int64_t *own) 
 
 /* When a call admitted now would be answered, counted from now: what is in
  * flight and what is queued before it, spread over the slots, then its own
- * batch; by the upper quantile of the costs. */
+ * batch; by the upper quantile of the costs. Under a backlog its batch will be a
+ * full one: who counted on less would be dropped when the others have joined. */
 int64_t bt_predict(const bt_scheduler *s, int64_t rows) {
     int64_t own;
     int64_t batches = batches_ahead(s, rows, &own);
+    if (batches > 0 && !s->options.one_call_a_batch) own = s->options.max_batch_rows;
     int64_t own_ns = bt_policy_cost_high_ns(s->policy, own);
     if (s->counted.in_flight_batches + batches < s->total_slots) return own_ns;
     int64_t in_flight_ns = 0;

@@ -110,6 +110,19 @@ def test_refused_and_expired_calls_have_no_latency_and_nobody_is_answered_late()
     assert outcome.arrival_s == pytest.approx(trace(calls=3000))
 
 
+@pytest.mark.parametrize("load", [1.5, 3.0])
+def test_an_overloaded_engine_answers_as_many_in_time_as_full_batches_could(load):
+    def steps(rows, rng=None):
+        return 0.001 + 0.00002 * (1 << (rows - 1).bit_length())
+
+    full_s = steps(128)
+    calls = trace(50_000, rate=load * 128 / full_s)
+    outcome = simulate(calls, steps, options=BatchOptions(max_latency_ms=5e3 * full_s))
+    answered = (outcome.latency_s <= 5 * full_s).sum()
+    assert answered == (~np.isnan(outcome.latency_s)).sum()
+    assert answered > 0.96 * (calls[-1] + 5 * full_s) * 128 / full_s
+
+
 def test_the_queue_is_bounded_only_if_the_options_say_so():
     crowd = np.zeros(100)
     bounded = simulate(crowd, cost, options=BatchOptions(max_batch_size=MOST, max_queue_rows=MOST))
