@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import os
 import re
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .._native.calls import Handle, ItemHandle
 from ..budget import warn_if_below_one_row
@@ -19,6 +17,7 @@ from ..errors import RunnerClosed
 from ..options import BatchOptions
 from ..signature import Signature
 from ..statistics import Statistics
+from .closing import Closing
 
 if TYPE_CHECKING:
     from ..payloads import Kind
@@ -41,7 +40,7 @@ class _Local:
         _locals.add(self)
 
 
-class _Recipe:
+class _Recipe(Closing):
     """What Runner and SimpleRunner share: name, options, life, and how they travel.
 
     A runner is a recipe: what stands in its ``__dict__`` before ``_setup`` is what is
@@ -169,23 +168,6 @@ class _Recipe:
             engine = self._bound()
         if engine is not None:
             engine.driver.close(timeout_s)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        # In a thread: what was accepted may need turns of this very loop.
-        await asyncio.get_running_loop().run_in_executor(None, self.close)
 
     # ---- travel --------------------------------------------------------------------
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from .._native.calls import Call, Handle, ItemHandle
 from ..budget import BudgetLookout
@@ -20,6 +19,7 @@ from ..errors import RunnerClosed
 from ..options import BatchOptions
 from ..statistics import Statistics
 from .client_link import Link, Sent
+from .closing import Closing
 from .endpoints import allows_pickle, checked, checked_seconds
 from .native import native_plane
 from .native_client import NativeLink
@@ -64,7 +64,7 @@ def connect(
     return (ConnectedRunner if plan.batches else ConnectedItemRunner)(engine, name, endpoint, plan.options)
 
 
-class _Connected:
+class _Connected(Closing):
     """What the connected handles share."""
 
     def __init__(self, engine: Any, name: str, endpoint: str, options: BatchOptions) -> None:
@@ -99,22 +99,6 @@ class _Connected:
             self._closed = True
             self._bind(None)
             _links.release(self._engine_of_close.link)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} at {self.endpoint}>"

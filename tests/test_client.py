@@ -20,7 +20,7 @@ import pytest
 from fakes import PATIENCE_S, Caller, wait_until
 from proxy import DROP, PASS, TWICE, Proxy
 from rawpeer import RawDispatcher
-from scripted import Scripted, script
+from scripted import Scripted, script, serve
 
 from batching import (
     BatchOptions,
@@ -220,6 +220,22 @@ def test_handles_threads_and_loops_share_one_socket():
         for handle in handles:
             handle.close()
         assert not client._links._links
+
+
+def test_async_with_closes_a_handle_without_stopping_the_loop(test):
+    async def main(service):
+        turns = []
+        async with connect(service.endpoint, "Scripted") as handle:
+            link = handle._engine_of_close.link
+            closed = threading.Event()
+            close = link.close
+            # The end of the connection waits for the loop.
+            link.close = lambda: (closed.wait(PATIENCE_S), close())
+            asyncio.get_running_loop().call_soon(lambda: (turns.append(1), closed.set()))
+        return turns
+
+    with serve(test) as service:
+        assert asyncio.run(main(service)) == [1]
 
 
 def test_a_closed_handle_refuses_calls_and_leaves_the_others_alone():
