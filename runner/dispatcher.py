@@ -15,57 +15,48 @@ Why this shape  one owner for socket, scheduler and payloads, so that none needs
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import json
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
 import zmq
 
-from .backlog import Backlog
-from .buffers import join
-from .ledger import Ending, Entry, Ledger, Part
+from .crew import Crew
+from .greetings import newcomer, objection
+from .ledger import Entry, Ledger
 from .mailbox import Mailbox
-from .peers import Client, Peers, Running, Worker
+from .origins import RemoteOrigin
+from .peers import Client, Peers, Worker
+from .posting import Posting
 from .router import Router, source_fd
 from .serving import Counters, Serving, rekeyed
 from .trust import holds_pickle
 from .wire import (
     NONE,
-    VERSION,
     BadPacket,
     Code,
     Failure,
     Greeting,
     Method,
-    Packet,
     Plain,
     Record,
     Role,
     Rows,
     Type,
-    message_bytes,
     parse,
 )
 
 __all__ = ["Dispatcher"]
 
 _NS_PER_MS = 1_000_000
-# Limits on what peers may claim of themselves.
+# A budget, so that it is still a time when it was added to now.
 _LONGEST_BUDGET_NS = 2**61
-_MOST_CREDITS = 1_024
-_MOST_TOKEN_BYTES = 63
 # Of one client, in one turn.
 _MOST_QUESTIONS = 64
-# Of a key in an error's text.
-_SHOWN_KEY_BYTES = 200
-# `Hooks.batches_ran` comes after so many batches, then after twice as many, and so on.
-_FIRST_RAN = 8
 # How long an ending dispatcher waits for clients to read what it has for them; then
 # libzmq goes on with what it was given, for as long again.
 _LINGER_NS = 500 * _NS_PER_MS
@@ -89,8 +80,6 @@ class Dispatcher:
         self._name = serving.name
         self._description = serving.description
         self._hooks = serving.hooks
-        self._ended_well = 0  # batches
-        self._run_timeout_ms = serving.run_timeout_ms
         self._groups = serving.groups
         self._allow_pickle = serving.allow_pickle
         self._max_unread_bytes = serving.max_unread_bytes
@@ -102,6 +91,12 @@ class Dispatcher:
         self._gate = threading.Lock()  # between the last post and the end of taking them
         self._drained: Future[None] = Future()
         self._router = Router(serving.max_message_bytes)
+        self._posting = Posting(
+            self._router, self._peers, self.counters, serving.max_message_bytes, self._leave
+        )
+        self._crew = Crew(
+            self._ledger, self._peers, self._posting, serving.hooks, self.counters, serving.run_timeout_ms
+        )
         self._thread = threading.Thread(target=self._serve, name=f"batching-{serving.name}", daemon=True)
         self._failing: Failure | None = None
         self._questions: dict[Client, list[int]] = {}
@@ -214,20 +209,16 @@ class Dispatcher:
         for handler, argument in self._mailbox.take():
             handler(argument)
         self._read_ended()
-        self._kill_hung()
+        self._crew.kill_hung()
         self._answer_questions()
-        self._dispatch()
+        self._crew.dispatch()
         while self._flush():
-            self._dispatch()
+            self._crew.dispatch()
         if self._state is _State.DRAINING and not self._ledger and not self._drained.done():
             self._drained.set_result(None)
 
     def _timeout_ms(self) -> int | None:
-        times_ns = [] if self._ledger.until_ns is None else [self._ledger.until_ns]
-        for worker in self._peers.workers:
-            times_ns += [
-                running.kill_ns for running in worker.running.values() if running.kill_ns is not None
-            ]
+        times_ns = [ns for ns in (self._ledger.until_ns, self._crew.next_kill_ns()) if ns is not None]
         if not times_ns:
             return None
         left_ns = min(times_ns) - time.monotonic_ns()
@@ -247,10 +238,10 @@ class Dispatcher:
             self.counters.dropped += 1
             if isinstance(peer, Client):
                 for id_ in error.ids:
-                    self._post(peer, Failure(id_, Code.MALFORMED, f"malformed packet: {error}"))
+                    self._posting.post(peer, Failure(id_, Code.MALFORMED, f"malformed packet: {error}"))
             elif peer is not None:
                 # Its batches would never end: what it meant to say of them is lost.
-                self._kill(peer, f"it sent a malformed packet: {error}")
+                self._crew.kill(peer, f"it sent a malformed packet: {error}")
             return
         for record in records:
             if isinstance(record, Greeting) and record.type == Type.HELLO:
@@ -259,7 +250,9 @@ class Dispatcher:
             elif peer is None:
                 self.counters.dropped += 1
                 if record.type not in (Type.ERROR, Type.BYE):
-                    self._reply(identity, Failure(0, Code.UNREACHABLE, "not connected here: say HELLO first"))
+                    self._posting.reply(
+                        identity, Failure(0, Code.UNREACHABLE, "not connected here: say HELLO first")
+                    )
                 return
             else:
                 self._obey(peer, record)
@@ -275,21 +268,21 @@ class Dispatcher:
                 if entry is not None:
                     self._ledger.cancel(entry)
             case Rows(type=Type.RESULT) if isinstance(peer, Worker):
-                self._result(peer, record)
+                self._crew.result(peer, record)
             case Failure() if isinstance(peer, Worker):
-                self._raised(peer, record)
+                self._crew.raised(peer, record)
             case Plain(type=Type.PING):
-                self._post(peer, Plain(Type.PONG, record.id))
+                self._posting.post(peer, Plain(Type.PONG, record.id))
             case Plain(type=Type.STOP) if isinstance(peer, Worker):
-                self._release(peer)
+                self._crew.release(peer)
             case Plain(type=Type.BYE):
                 if isinstance(peer, Worker):
-                    self._hand_back(peer)
+                    self._crew.hand_back(peer)
                 self._leave(peer)
             case Plain(type=Type.PONG):
                 if isinstance(peer, Client):
                     peer.backlog.pong(record.id)
-                    self._advance(peer)
+                    self._posting.advance(peer)
             case _:
                 self.counters.dropped += 1
 
@@ -298,7 +291,7 @@ class Dispatcher:
         if len(self._questions[client]) > _MOST_QUESTIONS:
             self._questions[client].pop()
             text = "too many questions of one client wait for an answer"
-            self._post(client, Failure(id_, Code.OVERLOADED, text))
+            self._posting.post(client, Failure(id_, Code.OVERLOADED, text))
 
     def _answer_questions(self) -> None:
         """The same numbers for all of one turn."""
@@ -308,37 +301,25 @@ class Dispatcher:
         questions, self._questions = self._questions, {}
         for client, ids in questions.items():
             for id_ in ids:
-                self._post(client, Rows(Type.ANSWER, id_, 0, b"", [], metadata=text))
+                self._posting.post(client, Rows(Type.ANSWER, id_, 0, b"", [], metadata=text))
 
     # ---- greetings ---------------------------------------------------------------
 
     def _greet(self, identity: bytes, fd: int, hello: Greeting) -> None:
-        rule = self._objection(hello)
+        rule = objection(hello, self._name, is_open=self._state is _State.OPEN)
         if rule:
-            self._reply(identity, Failure(0, Code.UNREACHABLE, rule))
+            self._posting.reply(identity, Failure(0, Code.UNREACHABLE, rule))
             return
         # A connection that ended gave its descriptor back: read of that before the
         # descriptor's next owner is noted, or the newcomer would be taken for gone.
         self._read_ended()
         peer = self._peers.get(identity)
         if peer is None:
-            peer = _newcomer(identity, fd, hello, self._max_unread_bytes)
+            peer = newcomer(identity, fd, hello, self._max_unread_bytes)
             self._peers.add(peer)
             if isinstance(peer, Worker) and peer.token:
                 self._hooks.worker_ready(peer.token)
-        self._post(peer, Greeting(Type.WELCOME, Role.DISPATCHER, self._name, self._description))
-
-    def _objection(self, hello: Greeting) -> str:
-        if not hello.lowest <= VERSION <= hello.highest:
-            asked = f"{hello.lowest} to {hello.highest}"
-            return f"protocol versions {asked} are asked for, and {VERSION} is spoken here"
-        if hello.name != self._name:
-            return f"no runner {hello.name!r} here, only {self._name!r}"
-        if hello.role == Role.CLIENT and self._state is not _State.OPEN:
-            return f"the service of {self._name!r} is closing"
-        if hello.role == Role.DISPATCHER:
-            return "only clients and workers say HELLO"
-        return ""
+        self._posting.post(peer, Greeting(Type.WELCOME, Role.DISPATCHER, self._name, self._description))
 
     def _read_ended(self) -> None:
         for fd in self._router.ended():
@@ -356,7 +337,7 @@ class Dispatcher:
             return
         if isinstance(peer, Worker):
             text = f"worker {peer.pid or 'unknown'} lost its connection with the call's batch"
-            self._lose(peer, Failure(0, Code.WORKER_DIED, text))
+            self._crew.lose(peer, Failure(0, Code.WORKER_DIED, text))
             return
         for entry in peer.calls.values():
             self._ledger.cancel(entry)
@@ -369,24 +350,24 @@ class Dispatcher:
             self.counters.dropped += 1
             return
         if record.method != Method.RUN:
-            self._post(client, Failure(record.id, Code.MALFORMED, f"no method {record.method} here"))
+            self._posting.post(client, Failure(record.id, Code.MALFORMED, f"no method {record.method} here"))
             return
         if self._state is not _State.OPEN:
-            self._post(client, Failure(record.id, Code.CLOSED, "the service is closing"))
+            self._posting.post(client, Failure(record.id, Code.CLOSED, "the service is closing"))
             return
         if not self._allow_pickle and holds_pickle(record):
             text = "pickle is not allowed on this connection"
-            self._post(client, Failure(record.id, Code.INVALID_PAYLOAD, text))
+            self._posting.post(client, Failure(record.id, Code.INVALID_PAYLOAD, text))
             return
         grouped = rekeyed(self._hooks, record) if self._groups else record
         if isinstance(grouped, Failure):
-            self._post(client, grouped)
+            self._posting.post(client, grouped)
             return
         record = grouped
         deadline_ns = NONE
         if record.budget_ns != NONE:
             deadline_ns = time.monotonic_ns() + min(record.budget_ns, _LONGEST_BUDGET_NS)
-        origin = _RemoteOrigin(self._post, self._too_large, client, record.id)
+        origin = RemoteOrigin(self._posting, client, record.id)
         entry = Entry(origin, record.rows, record.key, record.buffers, deadline_ns)
         client.calls[record.id] = entry
         self._admit(entry)
@@ -397,157 +378,22 @@ class Dispatcher:
         else:
             self._ledger.admit(time.monotonic_ns(), entry)
 
-    def _dispatch(self) -> None:
-        while True:
-            now_ns = time.monotonic_ns()
-            batch = self._ledger.next_batch(now_ns, *self._peers.slots())
-            if batch is None:
-                return
-            if failure := self._too_large("a call", batch.record):
-                # Its calls may well fit one by one; a call alone is told why it does not.
-                self._ledger.ended(now_ns, batch.id, "unsent", failure)
-                continue
-            worker = self._peers.free_worker()
-            limit_ms = self._run_timeout_ms
-            kill_ns = None if limit_ms is None else now_ns + int(limit_ms * _NS_PER_MS)
-            worker.running[batch.id] = Running(batch.record.rows, kill_ns)
-            self._post(worker, batch.record)
-
-    def _too_large(self, what: str, record: Rows) -> Failure | None:
-        """Why the record cannot be sent; None if it can."""
-        size, limit = message_bytes(record), self._max_message_bytes
-        if size <= limit:
-            return None
-        text = f"{what} of {size} bytes is above max_message_bytes, {limit}"
-        return Failure(record.id, Code.INVALID_PAYLOAD, text)
-
-    # ---- workers -------------------------------------------------------------------
-
-    def _result(self, worker: Worker, record: Rows) -> None:
-        running = self._finished(worker, record.id)
-        if running is None:
-            return
-        if record.rows == running.rows:
-            self._ledger.answered(time.monotonic_ns(), record.id, record)
-            self._ended_well += 1
-            if self._ended_well >= _FIRST_RAN and self._ended_well & (self._ended_well - 1) == 0:
-                self._hooks.batches_ran()
-            return
-        text = f"a worker was given {running.rows} rows and answered {record.rows}"
-        self._ledger.ended(time.monotonic_ns(), record.id, "invalid", Failure(0, Code.BAD_RESULT, text))
-
-    def _raised(self, worker: Worker, failure: Failure) -> None:
-        if self._finished(worker, failure.id) is not None:
-            how: Ending = "invalid" if failure.code == Code.BAD_RESULT else "raised"
-            self._ledger.ended(time.monotonic_ns(), failure.id, how, failure)
-
-    def _finished(self, worker: Worker, batch: int) -> Running | None:
-        """Takes the batch from the worker. None for one that it does not have: its late
-        or repeated words change nothing."""
-        running = worker.running.pop(batch, None)
-        if running is None:
-            self.counters.dropped += 1
-        else:
-            self._peers.freed(worker)
-        return running
-
-    def _worker_died(self, notice: tuple[str, Failure]) -> None:
-        token, failure = notice
-        # What it sent before it died counts.
-        self._read_messages()
-        for worker in self._peers.with_token(token):
-            self._peers.remove(worker)
-            self._lose(worker, failure)
-
-    def _lose(self, worker: Worker, failure: Failure) -> None:
-        for batch in list(worker.running):
-            del worker.running[batch]
-            self._ledger.ended(time.monotonic_ns(), batch, "died", failure)
-
-    def _release(self, worker: Worker) -> None:
-        """The worker may leave once it has finished what it has: it gets no batch any more."""
-        worker.leaving = True
-        self._post(worker, Plain(Type.STOP))
-
-    def _hand_back(self, worker: Worker) -> None:
-        """It says goodbye, and so has started none of the batches that it has not answered."""
-        failure = Failure(0, Code.WORKER_DIED, f"worker {worker.pid or 'unknown'} left with the call's batch")
-        for batch in list(worker.running):
-            del worker.running[batch]
-            self._ledger.ended(time.monotonic_ns(), batch, "unrun", failure)
-
-    def _kill_hung(self) -> None:
-        now_ns = time.monotonic_ns()
-        for worker in list(self._peers.workers):
-            if any(r.kill_ns is not None and r.kill_ns <= now_ns for r in worker.running.values()):
-                self._kill(worker, f"its batch took longer than run_timeout_ms={self._run_timeout_ms:g}")
-
-    def _kill(self, worker: Worker, why: str) -> None:
-        for running in worker.running.values():
-            running.kill_ns = None
-        if worker.token:
-            worker.hung = True
-            self._hooks.kill_worker(worker.token, why)
-        elif self._peers.remove(worker):
-            self._reply(worker.identity, Failure(0, Code.UNREACHABLE, f"dismissed: {why}"))
-            self._lose(
-                worker, Failure(0, Code.WORKER_DIED, f"worker {worker.pid or 'unknown'} was given up: {why}")
-            )
-
-    def _dismiss(self, _: None) -> None:
-        for worker in self._peers.workers:
-            self._release(worker)
-
-    # ---- sending --------------------------------------------------------------------
-
-    def _post(self, peer: Client | Worker, record: Record) -> None:
-        for packet in self._peers.post(peer, record):
-            self._send(peer, packet)
+    # ---- posts and the end -----------------------------------------------------------
 
     def _flush(self) -> bool:
         """Sends what this turn made. True if that lost a peer: there may be more to do."""
-        lost = False
-        for peer, packet in self._peers.outgoing():
-            lost |= not self._send(peer, packet)
+        lost = self._posting.flush()
         self._hooks.settle_turn()
         return lost
 
-    def _send(self, peer: Client | Worker, packet: Packet) -> bool:
-        if isinstance(peer, Client):
-            peer.backlog.put(packet.frames())
-            return self._advance(peer)
-        if not self._router.send(peer.identity, packet.frames()):
-            return True
-        self._leave(peer)
-        return False
+    def _worker_died(self, notice: tuple[str, Failure]) -> None:
+        # What it sent before it died counts.
+        self._read_messages()
+        self._crew.died(*notice)
 
-    def _advance(self, client: Client) -> bool:
-        """Sends what the client may have now. False if it is gone, or cut off."""
-        backlog, problem = client.backlog, ""
-        while not problem:
-            if ping := backlog.ask():
-                problem = self._reply(client.identity, Plain(Type.PING, ping))
-            elif frames := backlog.take():
-                problem = self._router.send(client.identity, frames)
-            else:
-                break
-        if not problem and not backlog.overdue:
-            return True
-        if problem != "gone" and self._peers.get(client.identity) is client:
-            self.counters.cut_off += 1
-            text = "cut off: the client did not read its answers"
-            self._reply(client.identity, Failure(0, Code.UNREACHABLE, text))
-        self._leave(client)
-        return False
-
-    def _reply(self, identity: bytes, record: Record) -> str:
-        """A message of its own, past any backlog. To somebody who is no peer: whether it
-        arrives is not our concern."""
-        packet = Packet()
-        packet.add(record)
-        return self._router.send(identity, packet.frames())
-
-    # ---- posts and the end -----------------------------------------------------------
+    def _dismiss(self, _: None) -> None:
+        for worker in self._peers.workers:
+            self._crew.release(worker)
 
     def _nothing(self, _: None) -> None:
         """A post that only wakes the thread."""
@@ -558,7 +404,7 @@ class Dispatcher:
             self._ledger.fail_all(failure)
 
     def _change_options(self, change: tuple[dict[str, Any], int, float | None]) -> None:
-        changes, self._ledger.max_queue_rows, self._run_timeout_ms = change
+        changes, self._ledger.max_queue_rows, self._crew.run_timeout_ms = change
         self._ledger.scheduler.set_options(**changes)
 
     def _tell_statistics(self, answer: Future[dict[str, Any]]) -> None:
@@ -576,7 +422,7 @@ class Dispatcher:
     def _end(self, failure: Failure) -> None:
         self._ledger.fail_all(failure)
         for peer in self._peers:
-            self._post(peer, Plain(Type.BYE))
+            self._posting.post(peer, Plain(Type.BYE))
         self._flush()
         self._state = _State.ENDED
 
@@ -609,60 +455,3 @@ class Dispatcher:
             self._read_messages()
             self._read_ended()
             self._flush()
-
-
-class _RemoteOrigin:
-    """A call of a client: its outcome leaves as a record."""
-
-    __slots__ = ("_client", "_id", "_post", "_too_large", "client")
-
-    def __init__(
-        self,
-        post: Callable[[Client, Record], None],
-        too_large: Callable[[str, Rows], Failure | None],
-        client: Client,
-        id_: int,
-    ) -> None:
-        self._post = post
-        self._too_large = too_large
-        self._client = client
-        self._id = id_
-        self.client = client.number
-
-    def answer(self, parts: list[Part]) -> None:
-        if self._client.calls.pop(self._id, None) is None:
-            return
-        for part in parts:
-            if part.key != parts[0].key:
-                # As text: what they are.
-                keys = [
-                    bytes(key[:_SHOWN_KEY_BYTES]).decode(errors="replace") for key in (parts[0].key, part.key)
-                ]
-                text = "the parts of one call differ: " + " and ".join(keys)
-                self._post(self._client, Failure(self._id, Code.BAD_RESULT, text))
-                return
-        rows = sum(part.rows for part in parts)
-        buffers = join([part.buffers for part in parts])
-        record = Rows(Type.ANSWER, self._id, rows, parts[0].key, buffers)
-        self._post(self._client, self._too_large("an answer", record) or record)
-
-    def fail(self, failure: Failure) -> None:
-        if self._client.calls.pop(self._id, None) is not None:
-            self._post(self._client, dataclasses.replace(failure, id=self._id))
-
-
-def _newcomer(identity: bytes, fd: int, hello: Greeting, max_unread_bytes: int) -> Client | Worker:
-    if hello.role == Role.CLIENT:
-        return Client(identity, fd, backlog=Backlog(max_unread_bytes))
-    credit = min(max(hello.credits, 1), _MOST_CREDITS)
-    return Worker(identity, fd, credits=credit, token=_token(hello), pid=hello.pid)
-
-
-def _token(hello: Greeting) -> str:
-    """What the worker's supervisor calls it; empty if it has none."""
-    try:
-        token = json.loads(hello.description or b"{}").get("token", "")
-    except (ValueError, AttributeError, RecursionError):
-        return ""
-    fits = isinstance(token, str) and len(token.encode(errors="replace")) <= _MOST_TOKEN_BYTES
-    return token if fits else ""
