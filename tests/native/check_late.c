@@ -113,8 +113,8 @@ static void admission(void) {
     expect(a.verdict == BT_REFUSED_LATE && a.predicted_ns == 150 + 110, "what runs is waited for");
     expect(admit(50, 1, 50 + 260).verdict == BT_ADMITTED, "a call that just makes it is admitted");
     admit_many(9, BT_NEVER);
-    expect(admit(50, 1, 50 + 459).verdict == BT_REFUSED_LATE, "full batches in the queue are waited for");
-    expect(admit(50, 1, 50 + 460).predicted_ns == 150 + 200 + 110, "and then the own one runs");
+    expect(admit(50, 1, 50 + 549).verdict == BT_REFUSED_LATE, "full batches in the queue are waited for");
+    expect(admit(50, 1, 50 + 550).predicted_ns == 150 + 200 + 200, "and then the own one, full by then");
     expect(admit(50, 1000, BT_NEVER).predicted_ns > 0, "a refusal for a full queue says how long it is");
 
     begin(1);
@@ -122,7 +122,7 @@ static void admission(void) {
     expect(run(0, 2) == 10, "a full batch runs on one of two slots");
     expect(admit(0, 1, 1000).predicted_ns == 110, "a slot is free for the next");
     admit_many(18, BT_NEVER);
-    expect(admit(0, 2, 1000).predicted_ns == (200 + 2 * 200) / 2 + 120, "work is spread over the slots");
+    expect(admit(0, 2, 1000).predicted_ns == (200 + 2 * 200) / 2 + 200, "work is spread over the slots");
 }
 
 static void drops(void) {
