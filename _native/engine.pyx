@@ -330,7 +330,8 @@ cdef class Engine(NativeEngine):
             batch = Batch.__new__(Batch)
             batch.id = decision.batch
             batch.rows = decision.rows
-            batch.padded_rows = decision.padded_rows
+            # An empty batch stays empty: there is no row to repeat.
+            batch.padded_rows = decision.padded_rows if decision.rows else 0
             batch.parts = decision.parts
             batch.calls = []
             batch.plain = self._simple

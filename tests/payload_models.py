@@ -158,3 +158,21 @@ class Trimmed(Runner):
         for item, length in zip(items, lengths, strict=True):
             assert (item[length:] == np.full_like(item[length:], 0)).all()
         return [item[:length].copy() for item, length in zip(items, lengths, strict=True)], names
+
+
+class Allowed(Runner):
+    """Returns its argument, and how many rows the model was given."""
+
+    options = BatchOptions(max_batch_size=8, allowed_batch_sizes=(4, 8))
+
+    def _run_batch(self, x: Any) -> Any:
+        return x, [len(x)] * len(x), np.full(len(x), len(x))
+
+
+class Sizes(Runner):
+    """Says how many rows it was given by an error, which also a batch of none can have."""
+
+    options = BatchOptions(max_batch_size=8, allowed_batch_sizes=(4, 8))
+
+    def _run_batch(self, x: Any) -> Any:
+        raise ValueError(f"given {len(x)} rows")

@@ -263,6 +263,25 @@ def test_items_of_different_length_come_back_as_they_were(handle, pool, family, 
         assert same_element(answer, single)
 
 
+@few
+@given(family=argument_families(), rows=st.integers(0, 9), data=st.data())
+def test_rows_that_fill_a_batch_up_to_an_allowed_size_are_nobodys(handle, family, rows, data) -> None:
+    batch = data.draw(family(rows))
+    answer, sizes, more = handle(payload_models.Allowed).run_batch(batch)
+    assert_same(answer, batch)
+    assert more.tolist() == sizes
+    assert sizes == [8] * min(rows, 8) + [4] * max(0, rows - 8) if rows > 4 else sizes == [4] * rows
+
+
+@pytest.mark.parametrize(
+    ("value", "rows"),
+    [(np.empty((0, 2)), 0), (np.empty((0, 2), "O"), 0), ([], 0), (pd.DataFrame({"a": []}), 0), ([1], 4)],
+)
+def test_a_batch_of_no_rows_is_not_filled_up(handle, value, rows) -> None:
+    with pytest.raises(RunnerError, match=f"given {rows} rows"):
+        handle(payload_models.Sizes).run_batch(value)
+
+
 def test_items_of_different_buckets_never_share_a_batch(handle, pool) -> None:
     texts = ["a", "bb", "c", "dd", "eee"] * 8
     for text, seen in zip(texts, together(pool, handle(payload_models.Buckets).run, texts), strict=True):
