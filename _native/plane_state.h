@@ -126,7 +126,16 @@ int bt_plane_flush(bt_plane *p);                        /* 1 if a peer was lost 
 void bt_plane_reply(bt_plane *p, const void *identity, size_t bytes, uint16_t code, const char *text);
 void bt_plane_pong(bt_plane *p, bt_peer *peer, uint64_t id);
 int bt_plane_holds(const bt_plane *p);                  /* whether something waits for a client to read */
-/* plane.c. 0, or -1 without memory: the message was dropped. */
+/* plane_messages.c */
+void bt_plane_receive_all(bt_plane *p);
+void bt_plane_receive(bt_plane *p, bt_message *m, const void *identity, size_t bytes);
+void bt_plane_read_monitor(bt_plane *p);
+void bt_plane_grouped(bt_plane *p, const bt_command *c);
+
+/* plane_queues.c */
+bt_command *bt_plane_take_commands(bt_plane *p, int close);
+void bt_plane_tell(bt_plane *p, bt_event *e);
+/* 0, or -1 without memory: the message was dropped. */
 int bt_plane_event(bt_plane *p, bt_event_kind kind, const char *token, const char *why, bt_message *message);
 
 /* plane_questions.c */

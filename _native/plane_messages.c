@@ -1,0 +1,273 @@
+/* What comes in to the native plane: greetings, records, and word of connections that ended. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "plane_state.h"
+
+/* Messages taken in one turn before what they ask for is done. */
+#define MESSAGES_A_TURN 1000
+
+/* ---- greetings -------------------------------------------------------------------- */
+
+/* The value of "token" in a worker's description, a JSON object of plain strings. */
+static void read_token(const bt_wire_greeting *g, char *token)
+{
+    static const char name[] = "\"token\"";
+    const uint8_t *at = g->description, *end = at + g->description_bytes;
+    token[0] = 0;
+    for (; at + sizeof name - 1 < end; at++) {
+        if (memcmp(at, name, sizeof name - 1) != 0) continue;
+        at += sizeof name - 1;
+        while (at < end && (*at == ' ' || *at == ':')) at++;
+        if (at >= end || *at++ != '"') return;
+        size_t n = 0;
+        while (at < end && *at != '"' && *at != '\\' && n < BT_TOKEN_BYTES - 1) token[n++] = (char)*at++;
+        token[at < end && *at == '"' ? n : 0] = 0;
+        return;
+    }
+}
+
+/* Why the greeting is not taken, in `text`; 0 if it is. */
+static int refused(const bt_plane *p, const bt_wire_greeting *g, char *text, size_t size)
+{
+    if (g->lowest_version > BT_WIRE_VERSION || g->highest_version < BT_WIRE_VERSION)
+        snprintf(text, size, "protocol versions %u to %u asked for, %u spoken here", g->lowest_version,
+                 g->highest_version, BT_WIRE_VERSION);
+    else if (g->name_bytes != p->name_bytes || memcmp(g->name, p->name, p->name_bytes) != 0)
+        snprintf(text, size, "no runner '%.*s' here, only '%s'", (int)g->name_bytes, (const char *)g->name,
+                 p->name);
+    else if (g->role == BT_ROLE_DISPATCHER)
+        snprintf(text, size, "only clients and workers say HELLO");
+    else if (g->role == BT_ROLE_CLIENT && p->state != BT_OPEN) /* workers may be needed to get done */
+        snprintf(text, size, "the service of '%s' is closing", p->name);
+    else
+        return 0;
+    return 1;
+}
+
+static bt_peer *add_peer(bt_plane *p, const bt_wire_greeting *g, const void *identity, size_t bytes, int fd)
+{
+    bt_peer *peer = bt_peer_new(p, g->role, identity, bytes, fd);
+    if (peer == NULL || g->role == BT_ROLE_CLIENT) return peer;
+    peer->credits = g->credits < 1 ? 1 : g->credits > 1024 ? 1024 : g->credits;
+    peer->pid = g->pid;
+    peer->freed_at = ++p->clock;
+    peer->running = calloc(peer->credits, sizeof *peer->running);
+    if (peer->running == NULL) {
+        bt_peer_free(p, peer);
+        return NULL;
+    }
+    read_token(g, peer->token);
+    if (peer->token[0] != 0) bt_plane_event(p, BT_EVENT_READY, peer->token, NULL, NULL);
+    return peer;
+}
+
+static void greet(bt_plane *p, bt_message *m, const void *identity, size_t bytes, const bt_wire_greeting *g)
+{
+    char why[BT_MAX_NAME_BYTES * 2 + 64];
+    if (refused(p, g, why, sizeof why)) {
+        bt_plane_reply(p, identity, bytes, BT_E_UNREACHABLE, why);
+        return;
+    }
+    /* A connection that ended gave its descriptor back: read of that before the
+     * descriptor's next owner is noted, or the newcomer would be taken for gone. */
+    bt_plane_read_monitor(p);
+    bt_peer *peer = bt_peer_find(p, identity, bytes);
+    if (peer == NULL) {
+        int fd = bt_zmq.msg_get(&m->zmsg[0], BT_ZMQ_SOURCE_FD);
+        peer = add_peer(p, g, identity, bytes, fd);
+    }
+    if (peer == NULL) return;
+    bt_wire_greeting welcome = {
+        .role = BT_ROLE_DISPATCHER, .lowest_version = BT_WIRE_VERSION, .highest_version = BT_WIRE_VERSION,
+        .name_bytes = p->name_bytes, .name = (const uint8_t *)p->name,
+        .description_bytes = p->description_bytes, .description = p->description,
+    };
+    bt_write_greeting(&bt_peer_post(p, peer)->w, BT_WELCOME, &welcome);
+}
+
+void bt_plane_read_monitor(bt_plane *p)
+{
+    while (p->monitor != NULL && bt_inbox_receive(&p->monitor_inbox, p->monitor) == 1) {
+        bt_zmsg *event = &p->monitor_inbox.zmsg[0];
+        if (bt_zmq.msg_size(event) < 6) continue;
+        /* u16 event, u32 value, in the machine's own order; only DISCONNECTED is asked for. */
+        uint32_t fd;
+        memcpy(&fd, (const char *)bt_zmq.msg_data(event) + 2, sizeof fd);
+        for (bt_peer *peer = p->peers; peer != NULL; peer = peer->next)
+            if (peer->fd == (int)fd && !peer->gone) bt_plane_leave(p, peer);
+    }
+}
+
+/* ---- messages ------------------------------------------------------------------------ */
+
+static void obey(bt_plane *p, bt_peer *peer, bt_message *m, const bt_checked *c)
+{
+    int client = peer->role == BT_ROLE_CLIENT;
+    switch (c->record.type) {
+    case BT_CALL:
+        if (client) {
+            bt_plane_call(p, peer, m, &c->record, &c->body.rows);
+            return;
+        }
+        break;
+    case BT_CANCEL:
+        if (client) {
+            bt_plane_cancel(p, peer, c->record.id);
+            return;
+        }
+        break;
+    case BT_RESULT:
+        if (!client) {
+            bt_plane_result(p, peer, m, &c->record, &c->body.rows);
+            return;
+        }
+        break;
+    case BT_ERROR:
+        if (!client) {
+            bt_plane_raised(p, peer, &c->record, &c->body.error);
+            return;
+        }
+        break;
+    case BT_PING:
+        bt_write_empty(&bt_peer_post(p, peer)->w, BT_PONG, c->record.id);
+        return;
+    case BT_STOP:
+        if (!client) {
+            bt_plane_release(p, peer);
+            return;
+        }
+        break;
+    case BT_BYE:
+        bt_plane_goodbye(p, peer);
+        return;
+    case BT_PONG:
+        bt_plane_pong(p, peer, c->record.id);
+        return;
+    default:
+        break;
+    }
+    p->dropped++;
+}
+
+/* All records of a message, checked; the number, or -1 for one that breaks a rule. */
+static int64_t check(bt_plane *p, bt_peer *peer, const bt_message *m)
+{
+    bt_packet packet;
+    uint32_t n = 0;
+    int step;
+    if (bt_packet_open(&packet, m->frame[0].data, m->frame[0].bytes, m->frames) != BT_WIRE_OK) return -1;
+    for (;; n++) {
+        if (n == p->checked_capacity) {
+            uint32_t capacity = n ? 2 * n : 64;
+            bt_checked *grown = realloc(p->checked, capacity * sizeof *grown);
+            if (grown == NULL) return -1;
+            p->checked = grown;
+            p->checked_capacity = capacity;
+        }
+        bt_checked *c = &p->checked[n];
+        step = bt_packet_next(&packet, &c->record);
+        int large = step == 0 && m->bytes > p->max_message_bytes;
+        if (step == 0 && !large) return n;
+        int broken =
+            step <= 0 || bt_record_check(&c->record, bt_message_frame_size, m, &c->body) != BT_WIRE_OK;
+        if (!broken) continue;
+        if (peer == NULL || peer->role != BT_ROLE_CLIENT) return -1;
+        char text[BT_TEXT_BYTES] = "malformed packet";
+        if (large) bt_too_large(p, m->bytes, "a message", text);
+        bt_wire_error e = bt_plain_error(BT_E_MALFORMED, text);
+        for (uint32_t i = 0; i < n + (step == 1); i++)
+            if (p->checked[i].record.type == BT_CALL && p->checked[i].record.id != 0)
+                bt_write_error(&bt_peer_post(p, peer)->w, p->checked[i].record.id, &e);
+        return -1;
+    }
+}
+
+/* Whether this record of a client waits for the owner to say which calls may run together. */
+static int is_to_be_grouped(const bt_plane *p, const bt_peer *peer, const bt_checked *c)
+{
+    return p->groups && peer != p->local && peer->role == BT_ROLE_CLIENT &&
+           (c->record.type == BT_CALL || c->record.type == BT_CANCEL);
+}
+
+/* Hands the message to the owner, with all that follows the first such record, so that the order is kept. */
+static void pass_to_be_grouped(bt_plane *p, bt_peer *peer, bt_message *m, const bt_checked *from, const bt_checked *end)
+{
+    bt_event *e = calloc(1, sizeof *e);
+    if (e != NULL) {
+        bt_message_keep(m);
+        e->kind = BT_EVENT_GROUP;
+        e->message = m;
+        e->client = peer->number;
+        e->at_ns = bt_now_ns();
+        bt_plane_tell(p, e);
+        return;
+    }
+    bt_wire_error error = bt_plain_error(BT_E_OVERLOADED, "no memory for one more call");
+    for (; from < end; from++)
+        if (from->record.type == BT_CALL) bt_write_error(&bt_peer_post(p, peer)->w, from->record.id, &error);
+}
+
+/* What became of such a message: its records, and errors of those calls that could not be grouped. */
+void bt_plane_grouped(bt_plane *p, const bt_command *c)
+{
+    bt_peer *peer = p->peers;
+    while (peer != NULL && (peer->gone || (int64_t)peer->number != c->number)) peer = peer->next;
+    int64_t n = peer == NULL ? 0 : check(p, peer, c->message);
+    for (int64_t i = 0; i < n && !peer->gone; i++) {
+        const bt_checked *checked = &p->checked[i];
+        if (checked->record.type == BT_ERROR)
+            bt_write_error(&bt_peer_post(p, peer)->w, checked->record.id, &checked->body.error);
+        else
+            obey(p, peer, c->message, checked);
+    }
+}
+
+/* One message of a peer, or of somebody who is none yet. */
+void bt_plane_receive(bt_plane *p, bt_message *m, const void *identity, size_t bytes)
+{
+    bt_peer *peer = bt_peer_find(p, identity, bytes);
+    int64_t n = check(p, peer, m);
+    if (n < 0) {
+        p->dropped++;
+        /* A worker's batches would never end: what it meant to say of them is lost. */
+        if (peer != NULL && peer->role == BT_ROLE_WORKER) bt_plane_kill(p, peer, "it sent a malformed packet");
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const bt_checked *c = &p->checked[i];
+        if (c->record.type == BT_HELLO) {
+            greet(p, m, identity, bytes, &c->body.greeting);
+            peer = bt_peer_find(p, identity, bytes);
+        } else if (peer == NULL || peer->gone) {
+            p->dropped++;
+            if (peer == NULL && c->record.type != BT_ERROR && c->record.type != BT_BYE)
+                bt_plane_reply(p, identity, bytes, BT_E_UNREACHABLE, "not connected here: say HELLO first");
+            return;
+        } else if (is_to_be_grouped(p, peer, c)) {
+            pass_to_be_grouped(p, peer, m, c, p->checked + n);
+            return;
+        } else {
+            obey(p, peer, m, c);
+        }
+    }
+}
+
+void bt_plane_receive_all(bt_plane *p)
+{
+    for (int i = 0; i < MESSAGES_A_TURN && bt_inbox_receive(&p->inbox, p->router) == 1; i++) {
+        bt_zmsg *identity = &p->inbox.zmsg[0];
+        if (p->inbox.count < 2 || bt_zmq.msg_size(identity) > BT_IDENTITY_BYTES) {
+            p->dropped++;
+            continue;
+        }
+        bt_message *m = bt_message_new(&p->inbox.zmsg[1], p->inbox.count - 1);
+        if (m == NULL) {
+            p->dropped++;
+            continue;
+        }
+        bt_plane_receive(p, m, bt_zmq.msg_data(identity), bt_zmq.msg_size(identity));
+        bt_message_drop(m);
+    }
+}
