@@ -7,6 +7,8 @@
 
 /* Messages taken in one turn before what they ask for is done. */
 #define MESSAGES_A_TURN 1000
+/* Of one client, that its owner has at a time to group their calls. */
+#define MOST_PASSED 1000u
 
 /* ---- greetings -------------------------------------------------------------------- */
 
@@ -194,8 +196,9 @@ static int is_to_be_grouped(const bt_plane *p, const bt_peer *peer, const bt_che
 /* Hands the message to the owner, with all that follows the first such record, so that the order is kept. */
 static void pass_to_be_grouped(bt_plane *p, bt_peer *peer, bt_message *m, const bt_checked *from, const bt_checked *end)
 {
-    bt_event *e = calloc(1, sizeof *e);
+    bt_event *e = peer->passed < MOST_PASSED ? calloc(1, sizeof *e) : NULL;
     if (e != NULL) {
+        peer->passed++;
         bt_message_keep(m);
         e->kind = BT_EVENT_GROUP;
         e->message = m;
@@ -204,7 +207,7 @@ static void pass_to_be_grouped(bt_plane *p, bt_peer *peer, bt_message *m, const 
         bt_plane_tell(p, e);
         return;
     }
-    bt_wire_error error = bt_plain_error(BT_E_OVERLOADED, "no memory for one more call");
+    bt_wire_error error = bt_plain_error(BT_E_OVERLOADED, "too many calls of this client wait to be grouped");
     for (; from < end; from++)
         if (from->record.type == BT_CALL) bt_write_error(&bt_peer_post(p, peer)->w, from->record.id, &error);
 }
@@ -214,6 +217,7 @@ void bt_plane_grouped(bt_plane *p, const bt_command *c)
 {
     bt_peer *peer = p->peers;
     while (peer != NULL && (peer->gone || (int64_t)peer->number != c->number)) peer = peer->next;
+    if (peer != NULL) peer->passed--;
     int64_t n = peer == NULL ? 0 : check(p, peer, c->message);
     for (int64_t i = 0; i < n && !peer->gone; i++) {
         const bt_checked *checked = &p->checked[i];

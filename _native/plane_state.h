@@ -37,6 +37,7 @@ typedef struct bt_peer {
     uint64_t sent_bytes, read_bytes;
     uint64_t ping, ping_bytes;    /* id of the PING that is out, 0: none; what was sent before it */
     uint32_t questions;           /* that wait for an answer */
+    uint32_t passed;              /* messages that the owner has, to group their calls */
     /* a worker's */
     struct bt_peer *next_worker;
     char token[BT_TOKEN_BYTES];

@@ -98,7 +98,7 @@ class Service:
         timeout_ns = options.pop("run_timeout_ns", -1)
         limits = {
             name: options.pop(name)
-            for name in ("max_unread_bytes", "max_message_bytes", "allow_pickle")
+            for name in ("max_unread_bytes", "max_message_bytes", "allow_pickle", "groups")
             if name in options
         }
         self.scheduler = Scheduler(**{"rule": "greedy", **options})
@@ -888,6 +888,26 @@ def test_a_flood_of_questions_is_bounded_for_its_client_alone(service):
             service.plane.reply(b"{}")
     assert sorted(flood.next()[1] for _ in range(64)) == list(range(1, 65))
     assert other.next()[:2] == (ANSWER, 5)
+
+
+def test_calls_that_wait_to_be_grouped_are_bounded_for_each_client(start):
+    service = start(groups=True)
+    flood, worker = service.client(), service.worker()
+    for id_ in range(1, 1_003):
+        flood.call(id_)
+    assert [flood.outcome() for _ in range(2)] == [(1_001, OVERLOADED), (1_002, OVERLOADED)]
+    groups = []
+    while len(groups) < 1_000:
+        groups += service.plane.events()
+    kind, _, (number, _), message = groups[0]
+    assert kind == "group"
+    service.plane.grouped(number, link.frames_of(message))
+    worker.reply(worker.next())
+    assert flood.outcome() == (1, [1])
+    flood.call(2_000)
+    (last,) = service.plane.events()
+    for *_, message in [*groups, last]:
+        link.drop(message)
 
 
 def test_the_question_of_a_client_that_left_hurts_nobody(service):
