@@ -377,6 +377,10 @@ static void *run_listener(void *argument)
             if (e->kind == BT_EVENT_DRAINED) sem_post(&l->drained);
             if (e->kind == BT_EVENT_KILL)
                 bt_plane_command(l->plane, BT_COMMAND_DIED, e->token, error_message(BT_E_WORKER_DIED, e->why), 0);
+            if (e->kind == BT_EVENT_GROUP) { /* with the keys that they have */
+                bt_plane_command(l->plane, BT_COMMAND_GROUPED, NULL, e->message, (int64_t)e->client);
+                e->message = NULL;
+            }
             bt_event_free(e);
         }
     }
@@ -685,7 +689,8 @@ static void live(const char *folder, uint64_t seed, uint32_t calls)
     bt_plane_options options = {.name = "model", .description = (const uint8_t *)"{}", .description_bytes = 2,
                                 .router = router, .monitor = monitor, .scheduler = l->scheduler,
                                 .max_queue_rows = 400, .run_timeout_ns = -1, .max_message_bytes = 1 << 30,
-                                .max_unread_bytes = 1 << 18};
+                                .max_unread_bytes = 1 << 18,
+                                .groups = seed % 5 == 1};
     l->plane = bt_plane_new(&options);
     if (l->scheduler == NULL || l->plane == NULL) fail("no plane");
     start(l, &plane, 60, seed, run_plane);
