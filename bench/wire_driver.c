@@ -202,6 +202,13 @@ static int read_answers(void *socket, double *sent)
     if (bt_packet_open(&p, bt_zmq.msg_data(&m), bt_zmq.msg_size(&m), 1) != BT_WIRE_OK) fail("packet");
     while (bt_packet_next(&p, &r) == 1) {
         if (r.type == BT_WELCOME) continue;
+        if (r.type == BT_PING) {
+            static bt_writer pong;
+            bt_writer_start(&pong);
+            bt_write_empty(&pong, BT_PONG, r.id);
+            send_packet(socket, &pong);
+            continue;
+        }
         if (r.type != BT_ANSWER || bt_record_check(&r, no_frames, NULL, &body) != BT_WIRE_OK) fail("answer");
         bt_wire_walk walk;
         bt_wire_buffer b;
