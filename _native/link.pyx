@@ -95,9 +95,7 @@ cdef class LinkSocket:
         """Waits for messages until the time (CLOCK_MONOTONIC; -1: for ever), an interrupt or the
         connection's end. A list of addresses; whoever gets them calls `drop` on each."""
         cdef int fds[3]
-        cdef int got
         cdef list messages = []
-        cdef bt_message *message
         cdef bint again = True
         fds[0] = bt_zmq_descriptor(self.raw)
         fds[1] = bt_zmq_descriptor(self.raw_monitor)
@@ -106,24 +104,31 @@ cdef class LinkSocket:
             until_ns = 0x7FFFFFFFFFFFFFFF
         while True:
             pthread_mutex_lock(&self.lock)
-            while not self.closed and bt_inbox_receive(&self.inbox, self.raw) == 1:
-                message = bt_message_new(self.inbox.zmsg, self.inbox.count)
-                if message is not NULL:
-                    messages.append(<uintptr_t>message)
-            if not messages and not self.closed and bt_inbox_receive(&self.inbox, self.raw_monitor) == 1:
-                self.lost = True
-                # What came just before the end counts.
-                while bt_inbox_receive(&self.inbox, self.raw) == 1:
-                    message = bt_message_new(self.inbox.zmsg, self.inbox.count)
-                    if message is not NULL:
-                        messages.append(<uintptr_t>message)
-            pthread_mutex_unlock(&self.lock)
+            try:
+                self.take(messages)
+                if not messages and not self.closed and bt_inbox_receive(&self.inbox, self.raw_monitor) == 1:
+                    self.lost = True
+                    self.take(messages)  # what came just before the end counts
+            finally:
+                pthread_mutex_unlock(&self.lock)
             if messages or self.lost or self.closed or not again:
                 return messages
             with nogil:
                 bt_sleep(fds, 3, until_ns)
                 bt_wake_clear(&self.wake)
             again = False
+
+    cdef int take(self, list messages) except -1:
+        """Adds what is here, under the lock. Without memory for a message the connection is as good as
+        lost: nobody could say whose outcome was in it."""
+        cdef bt_message *message
+        while not self.closed and bt_inbox_receive(&self.inbox, self.raw) == 1:
+            message = bt_message_new(self.inbox.zmsg, self.inbox.count)
+            if message is NULL:
+                self.lost = True
+                return 0
+            messages.append(<uintptr_t>message)
+        return 0
 
     def close(self):
         """By the thread that waits here. What libzmq still has is sent for as long as the socket lingers."""

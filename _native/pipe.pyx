@@ -230,8 +230,8 @@ cdef class Pipe:
         elif call.port is None or self.out.w.bytes + self.out.frame_bytes >= ENOUGH:
             self.flush_now()
         elif self.scheduled is not call.port:
-            self.scheduled = call.port
             call.port._call_soon(self.flush_later)
+            self.scheduled = call.port
         return 0
 
     cdef int flush_now(self) except -1:
@@ -314,7 +314,10 @@ cdef class Pipe:
             return 0
         bt_write_empty(&self.out.w, BT_CANCEL, call.id)
         if self.is_open:
-            self.admitted(call)
+            try:
+                self.admitted(call)
+            except RuntimeError:  # its loop is closed, or of another thread
+                self.flush_now()
         return 0
 
     # -- in ---------------------------------------------------------------------------

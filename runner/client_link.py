@@ -276,7 +276,7 @@ class Link:
         self._greet_until_ns = time.monotonic_ns() + int(self.timeout_s * 1e9)
         try:
             self._connection = Connection(self._context, self.endpoint)
-        except zmq.ZMQError as error:
+        except (OSError, zmq.ZMQError) as error:
             self._unreachable(f"cannot connect to {self.endpoint}: {error}")
             return
         self._poller = None

@@ -32,7 +32,7 @@ _LONGEST_RECONNECT_MS = 2_000
 
 
 class Connection:
-    """Raises ZMQError at once for an endpoint that is none.
+    """Raises ZMQError at once for an endpoint that is none, or when descriptors are short.
 
     Args:
         patient: nobody may listen there for long: tries grow rarer, down to one in two seconds.
@@ -43,7 +43,16 @@ class Connection:
     ) -> None:
         self.broken: list[BadPacket] = []  # what came and broke a rule
         self.lost = False
-        self._socket = socket = context.socket(zmq.DEALER)
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._socket = context.socket(zmq.DEALER)
+        try:
+            self._connect(endpoint, patient)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, endpoint: str, patient: bool) -> None:
+        socket = self._socket
         socket.setsockopt(zmq.SNDHWM, _HIGH_WATER)
         socket.setsockopt(zmq.RCVHWM, _HIGH_WATER)
         socket.setsockopt(zmq.LINGER, _LINGER_MS)
@@ -56,15 +65,12 @@ class Connection:
             socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
             socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
         self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        try:
-            socket.connect(endpoint)
-        except BaseException:
-            self.close()
-            raise
+        socket.connect(endpoint)
 
     @property
     def sockets(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
         """The DEALER and its monitor, for native code that takes this object's place."""
+        assert self._monitor is not None
         return self._socket, self._monitor
 
     def register(self, poller: zmq.Poller) -> None:
@@ -101,10 +107,11 @@ class Connection:
         if self._socket.closed:
             return
         with suppress(zmq.Again):
-            recv_monitor_message(self._monitor, zmq.NOBLOCK)
+            recv_monitor_message(self.sockets[1], zmq.NOBLOCK)
             self.lost = True
 
     def close(self) -> None:
         self._socket.disable_monitor()
-        self._monitor.close()
+        if self._monitor is not None:
+            self._monitor.close()
         self._socket.close()

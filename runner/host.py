@@ -91,14 +91,21 @@ class AsyncHost:
         last = asyncio.get_running_loop().create_future()
         tasks: set[asyncio.Task[None]] = set()
 
+        def done(task: asyncio.Task[None]) -> None:
+            tasks.discard(task)
+            error = task.exception()
+            if error is not None and not last.done():  # ours: the batch has no answer
+                last.set_exception(error)
+
         def deliver(batch: Batch | None) -> None:
             if batch is None:
-                last.set_result(None)
+                if not last.done():
+                    last.set_result(None)
                 return
             # The dispatcher never sends more than there are credits: no limit is needed here.
             task = asyncio.ensure_future(self._answer(source, batch))
             tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            task.add_done_callback(done)
 
         await _awaited(self._runner._setup())
         source.attach(deliver)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import BatchingError
+from .connection import Connection
 from .failures import error_of
 from .wire import Failure, Packet, Record
 
@@ -26,7 +27,7 @@ except ImportError as error:
 else:
     _missing = None
 
-__all__ = ["batches", "error_maker", "link", "native_plane", "packed", "pipe", "plane"]
+__all__ = ["batches", "error_maker", "link", "native_plane", "packed", "pipe", "plane", "socket_of"]
 
 
 def native_plane() -> bool:
@@ -42,6 +43,15 @@ def native_plane() -> bool:
     if wanted == "native" and _missing is not None:
         raise _missing
     return wanted != "plain" and _missing is None
+
+
+def socket_of(connection: Connection) -> link.LinkSocket:
+    """Takes the connection over, also when this raises OSError."""
+    try:
+        return link.LinkSocket(*connection.sockets)
+    except BaseException:
+        connection.close()
+        raise
 
 
 def packed(record: Record) -> list[Any]:

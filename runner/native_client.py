@@ -156,11 +156,10 @@ class NativeLink:
     def _connect(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """One connection, from its handshake to its end."""
         try:
-            connection = Connection(context, self.endpoint)
-        except zmq.ZMQError as error:
+            socket = native.socket_of(Connection(context, self.endpoint))
+        except (OSError, zmq.ZMQError) as error:
             self._unreachable(f"cannot connect to {self.endpoint}: {error}")
             return
-        socket = native.link.LinkSocket(*connection.sockets)
         with self._lock:
             self._hellos = self._welcomes = 0
             self._hello(socket)

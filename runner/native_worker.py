@@ -84,7 +84,13 @@ class NativeWorkerLink:
     # ---- one thread at a time, or the loop ---------------------------------------------
 
     def _dial(self) -> None:
-        socket = native.link.LinkSocket(*Connection(self._context, self._endpoint, patient=True).sockets)
+        try:
+            socket = native.socket_of(Connection(self._context, self._endpoint, patient=True))
+        except (OSError, zmq.ZMQError):
+            self._judge(None)  # descriptors are short; for how long, nobody knows
+            if self._standing.over:
+                raise
+            return
         socket.send(_message(self._hello))
         self._socket = socket
         if self._standing.asked.is_set():  # while it was not there to be told

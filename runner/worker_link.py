@@ -110,7 +110,14 @@ class WorkerLink:
 
     def _dial(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self._dial_s = None
-        self._connection = connection = Connection(context, self._endpoint, patient=True)
+        try:
+            connection = Connection(context, self._endpoint, patient=True)
+        except zmq.ZMQError:
+            self._judge(lost=True)  # descriptors are short; for how long, nobody knows
+            if self._standing.over:
+                raise
+            return
+        self._connection = connection
         connection.register(self._poller)
         connection.send([self._hello])
 

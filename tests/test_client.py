@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import re
@@ -34,7 +35,7 @@ from batching import (
     connect,
     runner_service,
 )
-from batching.runner import client, endpoints
+from batching.runner import client, client_link, connection, endpoints, native
 from batching.runner.client_link import Link
 from batching.runner.native import native_plane
 from batching.runner.native_dispatcher import NativeDispatcher
@@ -362,6 +363,48 @@ def test_calls_of_one_turn_leave_as_one_message_and_share_a_batch():
 
     with runner_service(BatchRows()) as service, connect(service.endpoint, "BatchRows") as handle:
         assert asyncio.run(turn(handle)) == [32] * 32
+
+
+def test_a_call_whose_loop_is_gone_leaves_the_queue_when_it_is_closed(test):
+    async def begin(call):
+        call.send(None)  # as a task does at first
+
+    with serve(test) as service, connect(service.endpoint, "Scripted") as handle:
+        for way in (service, handle):
+            first = Caller(way.run, 0)
+            batch = test.expect_batch()
+            call = way.async_run(1)
+            asyncio.run(begin(call))
+            wait_until(lambda: service.statistics().queued_calls == 1, "the call")
+            call.close()
+            wait_until(lambda: service.statistics().queued_calls == 0, "no call")
+            batch.echo()
+            assert first.result() == 0
+
+
+def test_a_client_without_descriptors_fails_its_calls_and_connects_when_it_has_some(monkeypatch):
+    class Short:
+        left = 2
+
+        def __call__(self, *sockets):
+            self.left -= 1
+            if self.left >= 0:
+                raise OSError(errno.EMFILE, "too many open files")
+            return made(*sockets)
+
+    if native_plane():
+        made, where = native.link.LinkSocket, (native.link, "LinkSocket")
+    else:
+        made, where = connection.Connection, (client_link, "Connection")
+    short = Short()
+    with runner_service(models.Double()) as service:
+        monkeypatch.setattr(*where, short)
+        for _ in range(2):
+            with pytest.raises(ServiceUnreachable, match="too many open files"):
+                connect(service.endpoint, "Double")
+        with connect(service.endpoint, "Double") as handle:
+            assert handle.run(1) == 2
+    assert short.left == -1
 
 
 class Lengths(Runner):

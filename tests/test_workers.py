@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import textwrap
@@ -17,6 +18,8 @@ from scripted import Script, Visit, script, serve
 from shell import Shell
 
 from batching import BatchOptions, Runner, connect, runner_service
+from batching.runner.host import host_of
+from batching.runner.model import Batch, Model
 from batching.runner.native import native_plane
 from batching.runner.service import _State
 from batching.runner.signals import FORCED
@@ -220,6 +223,36 @@ def test_a_worker_that_a_supervisor_watches_does_not_dial_again():
     assert standing.next(lost=False) is Next.STAY
     assert standing.next(lost=True) is Next.LEAVE
     assert "lost" in standing.refusal
+
+
+class Mute:
+    """A link that gives out one batch and cannot take its answer."""
+
+    def __init__(self) -> None:
+        self._batches = [Batch(None, 1, 0, 0, b"", [])]
+        self.waits = threading.Event()
+
+    def attach(self, deliver) -> None:
+        asyncio.get_running_loop().call_soon(deliver, self._batches.pop())
+
+    def get(self):
+        if self._batches:
+            return self._batches.pop()
+        self.waits.wait()
+
+    def send(self, batch, answer) -> None:
+        raise MemoryError("no memory for an answer")
+
+
+@pytest.mark.parametrize(
+    ("runner", "concurrency"), [(models.Echo(), 1), (models.Echo(), 3), (models.AsyncDouble(), 1)]
+)
+def test_a_worker_that_cannot_send_an_answer_ends_and_its_batch_runs_elsewhere(runner, concurrency):
+    host = host_of(runner, Model(runner, allow_pickle=True), concurrency)
+    link = Mute()
+    with pytest.raises(MemoryError, match="for an answer"):
+        host.run(link, lambda: None)
+    link.waits.set()
 
 
 # ---- which link ---------------------------------------------------------------------------------
