@@ -14,7 +14,7 @@ from __future__ import annotations
 import secrets
 from collections import deque
 
-from .wire import Bytes
+from .records import Bytes
 
 __all__ = ["MAX_UNREAD_BYTES", "Backlog"]
 

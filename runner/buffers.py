@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate, chain
 
-from .wire import MISSING, VAR, Buffer, Bytes
+from .records import MISSING, VAR, Buffer, Bytes
 
 __all__ = ["Slicer", "contiguous", "join"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..payloads import Fixed, Var
-from .wire import VAR, Buffer, Bytes
+from .records import VAR, Buffer, Bytes
 
 __all__ = ["from_encoded", "to_encoded"]
 

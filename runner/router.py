@@ -12,7 +12,7 @@ from contextlib import suppress
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from .wire import Bytes
+from .records import Bytes
 
 __all__ = ["Router", "source_fd"]
 
