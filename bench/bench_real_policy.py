@@ -10,6 +10,8 @@ Explained    by measurements of the same run, so that nothing is left to reasoni
                       have the interpreter, or does a message leave), and from there, of the lone caller,
                       whom nobody delays, until his batch starts
                out    from the end of a batch until its caller runs again: waking the loop, and its turn
+               unasked  a worker is free and calls are there, and the scheduler is not asked yet, which the
+                      simulator does with each call: the median of the batches; no part of the sum
              The simulator is then given what each batch took beyond its rows, and the times at which the
              calls came in (in a closed loop: how long callers stayed away after the end of their batch).
              Its latency plus late, in and out is what the call should have taken; measured / replayed says
@@ -142,6 +144,16 @@ class Trace:
     def out_s(self) -> np.ndarray:
         return self.column(3) - self.batch_ends_s()
 
+    def unasked_s(self) -> float:
+        """From a batch's first call, or the end of the one before, to its release, less what it was held."""
+        made, rows = np.sort(self.column(2)), np.array([release.rows for release in self.ended()])
+        starts = np.array([release.released_s for release in self.ended()])
+        held = np.array([release.held_ms / 1e3 for release in self.ended()])
+        whole = np.cumsum(rows) <= len(made)
+        first = made[np.cumsum(rows)[whole] - rows[whole]]
+        free = np.concatenate([[0.0], self.ends_s()[:-1]])[whole]
+        return max(0.0, float(np.median(starts[whole] - np.maximum(first, free) - held[whole])))
+
     def away_s(self) -> list[float]:
         """From the end of a caller's batch to his next call, in the order of the answers."""
         last: dict[int, tuple[float, float]] = {}
@@ -255,6 +267,7 @@ class Row:
     late_ms: float
     in_ms: float
     out_ms: float
+    unasked_ms: float
     replayed_ms: float
     replayed_rows_per_batch: float
 
@@ -281,6 +294,7 @@ def row_of(traffic: str, where: str, trace: Trace, plain: Outcome, replay: Outco
         late_ms=trace.late_s * 1e3,
         in_ms=in_s * 1e3,
         out_ms=out_s * 1e3,
+        unasked_ms=trace.unasked_s() * 1e3,
         replayed_ms=(float(replay.latency_s.mean()) + trace.late_s + in_s + out_s) * 1e3,
         replayed_rows_per_batch=float(replay.batch_rows.mean()),
     )
@@ -345,7 +359,7 @@ def line(row: Row) -> str:
         f"{row.where:9} {row.traffic:17} measured {row.measured_ms:6.3f} ms (p99 {row.p99_ms:6.3f}),"
         f" {row.rows_per_batch:5.1f} rows a batch; simulated {row.simulated_ms:6.3f}: ratio {row.ratio:.3f}\n"
         f"{'':27} cost {row.cost_ms:+.3f}, late {row.late_ms:.3f}, in {row.in_ms:.3f},"
-        f" out {row.out_ms:.3f} ms; replayed {row.replayed_ms:6.3f} ms,"
+        f" out {row.out_ms:.3f}, unasked {row.unasked_ms:.3f} ms; replayed {row.replayed_ms:6.3f} ms,"
         f" {row.replayed_rows_per_batch:5.1f} rows a batch: measured/replayed {row.unexplained:.3f}"
     )
 
