@@ -51,6 +51,8 @@
 #define ONE_BY_ONE 0.9
 /* Calls that come so much faster than on average are a run: a Poisson stream has none. */
 #define BURST 3.0
+/* Of the callers: if more than so many are not back when another slot starts, slots share them as they come. */
+#define STILL_OUT 0.05
 /* Of the callers: so few are no stragglers (the rule is judged by its 99th percentile). */
 #define FEW 0.01
 
@@ -231,6 +233,11 @@ static double round_trip(const bt_costs *costs, const float *survival, double he
     return trip;
 }
 
+/* Where several slots start evenly, the time from one start to the next. */
+static int64_t next_start_ns(const bt_costs *costs, double callers, int64_t slots) {
+    return (int64_t)(costs->of(costs->policy, callers) / (double)slots);
+}
+
 void bt_wait_plan(const bt_arrivals *a, bt_crowd *c, const bt_costs *costs, int64_t total_slots) {
     double callers = c->population / (double)total_slots;
     if (callers < 1.2 || costs->model->batches == 0) {
@@ -239,6 +246,10 @@ void bt_wait_plan(const bt_arrivals *a, bt_crowd *c, const bt_costs *costs, int6
     }
     float survival[BT_BINS + 1];
     int last = survival_of(&a->returns, survival);
+    if (total_slots > 1 && (double)survival[bt_bin_of(next_start_ns(costs, callers, total_slots))] > STILL_OUT) {
+        c->worth_waiting = 0;
+        return;
+    }
     double think_ns = 0.0, held_ns = 0.0, size = callers / 2.0;
     for (int i = 0; i <= last && i < BT_BINS - 1; i++)
         think_ns += (double)(bt_bin_start_ns(i + 1) - bt_bin_start_ns(i)) * 0.5 * (double)(survival[i] + survival[i + 1]);
