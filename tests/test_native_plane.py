@@ -8,6 +8,7 @@ import models
 import numpy as np
 import pytest
 import zmq
+from fakes import wait_until
 
 pytest.importorskip("batching._native.plane", exc_type=ImportError)
 
@@ -699,7 +700,8 @@ def test_a_message_above_its_size_fails_its_calls_with_both_numbers(start):
     service.worker().next()
 
 
-def test_a_packet_that_waits_holds_little_more_memory_than_it_fills():
+@pytest.fixture
+def allocated_bytes():
     memory = ctypes.CDLL(None)
     if not hasattr(memory, "mallinfo2"):
         pytest.skip("the C library does not tell what is allocated")
@@ -709,10 +711,45 @@ def test_a_packet_that_waits_holds_little_more_memory_than_it_fills():
 
     memory.mallinfo2.restype = Info
 
-    def allocated_bytes():
+    def allocated():
         numbers = memory.mallinfo2().numbers
         return numbers[4] + numbers[7]  # mapped, and in the arenas
 
+    return allocated
+
+
+def test_what_waits_for_one_client_keeps_no_result_of_others_alive(start, allocated_bytes):
+    service = start(max_unread_bytes=8 * MEGABYTE, max_batch_rows=16)
+    deaf, other, worker = service.client(), service.client(), service.worker()
+    deaf.says_pong = False
+
+    def wide(id_, rows):
+        return CALL, id_, (-1, rows, rows, 0, b"wide", b"", [(65_536, None, bytes(65_536 * rows))])
+
+    def batch_of_both(id_, before):
+        deaf.send(wide(id_, 1))
+        other.send(wide(id_, 15))
+        wait_until(lambda: service.plane.statistics()["queued_calls"] == 2, "both calls")
+        worker.reply(before)
+        batch = worker.next()
+        assert batch[2][1] == 16
+        return batch
+
+    other.call(1_000)
+    batch = worker.next()
+    for id_ in range(1, 11):
+        batch = batch_of_both(id_, batch)
+        other.next()
+    before_bytes = allocated_bytes()
+    for id_ in range(11, 61):
+        batch = batch_of_both(id_, batch)
+        other.next()
+    # Fifty answers of 64 KiB, cut out of results of a mebibyte.
+    assert allocated_bytes() - before_bytes < 10 * MEGABYTE
+    assert service.cut_off() == 0
+
+
+def test_a_packet_that_waits_holds_little_more_memory_than_it_fills(allocated_bytes):
     messages = []
     calls = pipe.Pipe(messages.append, lambda: None, RuntimeError)
     calls.open()
