@@ -92,8 +92,10 @@ def new_result(uint64_t id_, uint32_t rows, bytes key, buffers, var, pool, bint 
             size = int(lengths[lengths != 0xFFFFFFFF].sum(dtype=np.uint64)) if rows else 0
             parts.append((-1, size, data, lengths))
             total += size + 4 * rows + 16
+            check_rows(<size_t>size, data, rows, lengths)
         else:
             size = buffer.row_bytes * rows
+            check_rows(<size_t>size, data, 0, _NOTHING)
             if size > LARGE and not owned:
                 data = pooled_copy(pool, data, size)
             parts.append((buffer.row_bytes, size, data, None))
@@ -105,35 +107,44 @@ def new_result(uint64_t id_, uint32_t rows, bytes key, buffers, var, pool, bint 
     cdef size_t frame_bytes, at, left
     memset(&out, 0, sizeof(out))
     bt_outgoing_start(&out)
-    bt_writer_reserve(&out.w, min(total, LARGE))
-    bt_write_rows_begin(&out.w, BT_RESULT, id_, -1, rows, rows, 0, <uint16_t>len(parts), <uint32_t>len(key), 0)
-    for row_bytes, size, data, _ in parts:
-        frames = 0
-        if row_bytes > 0 and size > LARGE:
-            frame_bytes = rows_per_frame(row_bytes) * <size_t>row_bytes
-            frames = <uint32_t>((<size_t>size + frame_bytes - 1) // frame_bytes)
-        bt_write_descriptor(&out.w, size, row_bytes, frames)
-    bt_write_padded(&out.w, PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
-    for row_bytes, size, data, maybe in parts:
-        if row_bytes > 0 and size > LARGE:
-            frame_bytes = rows_per_frame(row_bytes) * <size_t>row_bytes
-            at, left = 0, size
-            while left:
-                lend(&out, data, <char *>cnp.PyArray_DATA(data) + at, min(frame_bytes, left))
-                all_frames += 1
-                at += min(frame_bytes, left)
-                left -= min(frame_bytes, left)
-            continue
-        if maybe is not None:
-            lengths = maybe
-            bt_write_padded(&out.w, cnp.PyArray_DATA(lengths), 4 * <size_t>rows)
-        write_bytes(&out.w, cnp.PyArray_DATA(data), size)
-    bt_write_rows_end(&out.w, <uint16_t>all_frames)
-    message = bt_outgoing_take(&out)
-    bt_outgoing_free(&out)
+    try:
+        bt_writer_reserve(&out.w, min(total, LARGE))
+        bt_write_rows_begin(&out.w, BT_RESULT, id_, -1, rows, rows, 0, <uint16_t>len(parts), <uint32_t>len(key), 0)
+        for row_bytes, size, data, _ in parts:
+            frames = 0
+            if row_bytes > 0 and size > LARGE:
+                frame_bytes = rows_per_frame(row_bytes) * <size_t>row_bytes
+                frames = <uint32_t>((<size_t>size + frame_bytes - 1) // frame_bytes)
+            bt_write_descriptor(&out.w, size, row_bytes, frames)
+        bt_write_padded(&out.w, PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        for row_bytes, size, data, maybe in parts:
+            if row_bytes > 0 and size > LARGE:
+                frame_bytes = rows_per_frame(row_bytes) * <size_t>row_bytes
+                at, left = 0, size
+                while left:
+                    lend(&out, data, <char *>cnp.PyArray_DATA(data) + at, min(frame_bytes, left))
+                    all_frames += 1
+                    at += min(frame_bytes, left)
+                    left -= min(frame_bytes, left)
+                continue
+            if maybe is not None:
+                lengths = maybe
+                bt_write_padded(&out.w, cnp.PyArray_DATA(lengths), 4 * <size_t>rows)
+            write_bytes(&out.w, cnp.PyArray_DATA(data), size)
+        bt_write_rows_end(&out.w, <uint16_t>all_frames)
+        message = bt_outgoing_take(&out)
+    finally:
+        bt_outgoing_free(&out)
     if message is NULL:
         raise MemoryError("no memory for a result")
     return <uintptr_t>message
+
+
+cdef int check_rows(size_t size, cnp.ndarray data, uint32_t rows, cnp.ndarray lengths) except -1:
+    """A kind of the user's may have made fewer bytes than its rows have."""
+    if size > <size_t>cnp.PyArray_NBYTES(data) or rows > cnp.PyArray_SIZE(lengths):
+        raise ValueError(f"{size} bytes of rows in a buffer of {cnp.PyArray_NBYTES(data)}")
+    return 0
 
 
 cdef size_t rows_per_frame(int32_t row_bytes) noexcept:

@@ -40,6 +40,7 @@ cdef class LinkSocket:
     cdef void *raw_monitor
     cdef pthread_mutex_t lock
     cdef bt_wake wake
+    cdef int fds[3]
     cdef bt_inbox inbox
     cdef bint closed
     cdef readonly bint lost
@@ -52,6 +53,7 @@ cdef class LinkSocket:
         pthread_mutex_init(&self.lock, NULL)
         if bt_wake_open(&self.wake) != 0:
             raise OSError(errno, "no descriptor for a connection")
+        self.fds = [bt_zmq_descriptor(self.raw), bt_zmq_descriptor(self.raw_monitor), self.wake.reader]
 
     def __dealloc__(self):
         bt_inbox_free(&self.inbox)
@@ -82,7 +84,7 @@ cdef class LinkSocket:
 
     def descriptors(self):
         """What becomes readable when `receive` should be called; for an event loop."""
-        return [bt_zmq_descriptor(self.raw), bt_zmq_descriptor(self.raw_monitor), self.wake.reader]
+        return [self.fds[0], self.fds[1], self.fds[2]]
 
     def interrupt(self):
         """Has `receive` return."""
@@ -94,12 +96,8 @@ cdef class LinkSocket:
     def receive(self, int64_t until_ns):
         """Waits for messages until the time (CLOCK_MONOTONIC; -1: for ever), an interrupt or the
         connection's end. A list of addresses; whoever gets them calls `drop` on each."""
-        cdef int fds[3]
         cdef list messages = []
         cdef bint again = True
-        fds[0] = bt_zmq_descriptor(self.raw)
-        fds[1] = bt_zmq_descriptor(self.raw_monitor)
-        fds[2] = self.wake.reader
         if until_ns < 0:
             until_ns = 0x7FFFFFFFFFFFFFFF
         while True:
@@ -114,7 +112,7 @@ cdef class LinkSocket:
             if messages or self.lost or self.closed or not again:
                 return messages
             with nogil:
-                bt_sleep(fds, 3, until_ns)
+                bt_sleep(self.fds, 3, until_ns)
                 bt_wake_clear(&self.wake)
             again = False
 

@@ -236,21 +236,19 @@ cdef class Pipe:
 
     cdef int flush_now(self) except -1:
         cdef bt_message *message
-        cdef list late_calls
+        cdef list late_calls = None
         if not self.is_open or (self.out.w.records == 0 and not self.out.w.failed):
             return 0
         if self.timed:
-            late_calls = self.put_budgets()
             self.timed = False
-        else:
-            late_calls = None
+            late_calls = self.put_budgets()
         message = bt_outgoing_take(&self.out)
         if message is NULL:
             # Nobody knows which of the calls was in it: none may wait for ever.
             self.fail_all(_no_memory)
             self.is_open = True
-            return 0
-        self.send(<uintptr_t>message)
+        else:
+            self.send(<uintptr_t>message)
         if late_calls:
             settle([(call, None, late(call)) for call in late_calls])
         return 0
@@ -277,7 +275,11 @@ cdef class Pipe:
             if deadline_ns <= now_ns:
                 call = self.free_place(bt_get64(record + 8))
                 if call is not None:
-                    late_calls.append(call)
+                    try:
+                        late_calls.append(call)
+                    except MemoryError:
+                        self.out.w.failed = 1  # half of it has budgets: it must not leave
+                        return late_calls
         return late_calls
 
     def _flush_scheduled(self):
@@ -517,8 +519,13 @@ cdef class PipeEngine(NativeEngine):
             data = np.frombuffer(buffer.data, dtype=np.uint8) if memoryview(buffer.data).nbytes else _NOTHING
             if isinstance(buffer, self.var):
                 lengths = np.ascontiguousarray(np.frombuffer(buffer.lengths, dtype="<u4")) if encoded.rows else _NOTHING
+                _check_lengths(data, lengths, described.rows)
                 buffers.append((-1, data, lengths))
             else:
+                if buffer.row_bytes * described.rows != data.nbytes:
+                    raise InvalidPayload(
+                        f"{described.rows} rows of {buffer.row_bytes} bytes were encoded in {data.nbytes} bytes"
+                    )
                 buffers.append((buffer.row_bytes, data, None))
             total += <size_t>data.nbytes
         _check_size(described.rows, total, 0, len(encoded.key))
@@ -630,6 +637,22 @@ cdef class PipeEngine(NativeEngine):
             self.answer_keys.clear()
         self.answer_keys[key] = made
         return 0
+
+
+cdef int _check_lengths(cnp.ndarray data, cnp.ndarray lengths, Py_ssize_t rows) except -1:
+    """What a kind of the user's made must be right: a record that is not takes its neighbours with it."""
+    cdef const uint8_t *at = <const uint8_t *>cnp.PyArray_DATA(lengths)
+    cdef uint64_t size = 0
+    cdef uint32_t length
+    cdef Py_ssize_t row
+    if cnp.PyArray_NBYTES(lengths) != 4 * rows:
+        raise InvalidPayload(f"{rows} rows were encoded with {cnp.PyArray_NBYTES(lengths) // 4} lengths")
+    for row in range(rows):
+        length = bt_get32(at + 4 * row)
+        size += 0 if length == BT_NO_BLOB else length
+    if size != <uint64_t>cnp.PyArray_NBYTES(data):
+        raise InvalidPayload(f"rows of {size} bytes were encoded in {cnp.PyArray_NBYTES(data)} bytes")
+    return 0
 
 
 cdef int _check_size(Py_ssize_t rows, size_t size, size_t row_bytes, size_t key_bytes) except -1:

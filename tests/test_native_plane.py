@@ -3,6 +3,7 @@
 import ctypes
 import struct
 import threading
+from types import SimpleNamespace
 
 import models
 import numpy as np
@@ -12,9 +13,13 @@ from fakes import wait_until
 
 pytest.importorskip("batching._native.plane", exc_type=ImportError)
 
-from batching._native import link, pipe, wire
+from batching._native import batches, link, pipe, wire
+from batching._native.calls import Handle
 from batching._native.plane import Plane
+from batching._native.rows import BufferPool
 from batching._native.scheduler import Scheduler
+from batching.errors import InvalidPayload
+from batching.payloads import Fixed, Var
 from batching.runner.native_worker import NativeWorkerLink
 from batching.runner.wire import Greeting, Type
 from batching.signature import Signature
@@ -974,6 +979,14 @@ def test_a_connected_caller_may_take_the_short_way_that_the_service_takes():
     assert Signature.from_bytes(signature.to_bytes()).simple
 
 
+@pytest.mark.parametrize(
+    "buffer", [Fixed(8, b"short"), Var(b"\x09\0\0\0" * 2, b"short"), Var(b"\x01\0\0\0", b"short")]
+)
+def test_a_result_with_fewer_bytes_than_its_rows_have_is_refused(buffer):
+    with pytest.raises(ValueError, match="bytes of rows in a buffer of 5"):
+        batches.new_result(1, 2, b"key", [buffer], Var, BufferPool(), False)
+
+
 class NoMemory:
     def take(self, dtype, shape):
         raise MemoryError
@@ -997,3 +1010,38 @@ def test_a_batch_for_whose_rows_a_worker_has_no_memory_is_answered_with_that(sta
     thread.join(10)
     assert [batch.rows for batch in batches] == [1]
     worker.close()
+
+
+class Lies:
+    """A signature whose buffers are not those of its rows."""
+
+    def __init__(self, buffer):
+        self._encoded = SimpleNamespace(key=KEY, rows=2, buffers=[buffer])
+
+    def describe(self, args, kwargs, batched):
+        return SimpleNamespace(rows=2, payload=None)
+
+    def encode(self, payload, *, allow_pickle):
+        return self._encoded
+
+
+@pytest.mark.parametrize(
+    ("buffer", "text"),
+    [
+        (Fixed(8, b"short"), "2 rows of 8 bytes were encoded in 5 bytes"),
+        (Fixed(1, b"long"), "2 rows of 1 bytes were encoded in 4 bytes"),
+        (Var(b"\x01\0\0\0", b"1"), "2 rows were encoded with 1 lengths"),
+        (Var(b"\x01\0\0\0\x02\0\0\0", b"12"), "rows of 3 bytes were encoded in 2 bytes"),
+    ],
+)
+def test_a_call_that_was_encoded_wrongly_fails_alone(buffer, text):
+    sent = []
+    calls = pipe.Pipe(sent.append, lambda: None, RuntimeError)
+    calls.open()
+    engine = pipe.PipeEngine(calls, Lies(buffer), None, allow_pickle=True, fixed=Fixed, var=Var)
+    handle = Handle()
+    handle._bind(engine)
+    with pytest.raises(InvalidPayload, match=text):
+        handle.run(1)
+    calls.flush()
+    assert (sent, len(calls)) == ([], 0)
