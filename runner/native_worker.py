@@ -75,7 +75,8 @@ class NativeWorkerLink:
             socket.send(_message(Plain(Type.STOP)))
             socket.interrupt()
         elif self._loop is not None:
-            self._loop.call_soon_threadsafe(self._judge, None)
+            # Whichever socket there is by then: one that was just dialled is to hear a goodbye.
+            self._loop.call_soon_threadsafe(lambda: self._judge(self._socket))
 
     def close(self) -> None:
         self._part(Plain(Type.BYE))

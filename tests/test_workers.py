@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fakes import Caller, wait_until
 from proxy import HOLD, Proxy
-from rawpeer import RawPeer
+from rawpeer import RawDispatcher, RawPeer
 from scripted import Script, Visit, script, serve
 from shell import Shell
 
@@ -21,10 +21,11 @@ from batching import BatchOptions, Runner, connect, runner_service
 from batching.runner.host import host_of
 from batching.runner.model import Batch, Model
 from batching.runner.native import native_plane
+from batching.runner.native_worker import NativeWorkerLink
 from batching.runner.service import _State
 from batching.runner.signals import FORCED
 from batching.runner.standing import FIRST_PAUSE_S, LONGEST_PAUSE_S, Next, Standing
-from batching.runner.wire import Plain, Role, Type
+from batching.runner.wire import Greeting, Plain, Role, Type
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
@@ -253,6 +254,25 @@ def test_a_worker_that_cannot_send_an_answer_ends_and_its_batch_runs_elsewhere(r
     with pytest.raises(MemoryError, match="for an answer"):
         host.run(link, lambda: None)
     link.waits.set()
+
+
+@pytest.mark.skipif(not native_plane(), reason="is about the native plane")
+def test_a_worker_that_is_asked_to_leave_while_it_dials_says_goodbye(tmp_path):
+    delivered = []
+    with RawDispatcher(f"ipc://{tmp_path}/raw") as dispatcher:
+        hello = Greeting(Type.HELLO, Role.WORKER, "Echo", credits=1)
+        link = NativeWorkerLink(f"ipc://{tmp_path}/raw", hello, redials=True)
+
+        async def main():
+            link.attach(delivered.append)
+            link.leave()
+            link.start()
+            await asyncio.sleep(0)
+            assert delivered == [None]
+            link.close()
+
+        asyncio.run(main())
+        assert [dispatcher.hear().type, dispatcher.hear().type] == [Type.HELLO, Type.BYE]
 
 
 # ---- which link ---------------------------------------------------------------------------------
