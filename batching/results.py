@@ -88,10 +88,8 @@ class Results:
         return self._finish_output(whole, single, index)
 
     def _finish_output(self, output: Any, single: bool, index: Any) -> Any:
-        if type(output) is list:
-            for element in output:
-                if isinstance(element, Exception):
-                    raise element
+        if type(output) is list and holds_instance(output, Exception):
+            raise next(element for element in output if isinstance(element, Exception))
         kind = self._kind(output)
         output = kind.relabel(output, index)
         return kind.lower(output) if single else output
