@@ -9,6 +9,8 @@
 #define MEMORY 64.0
 /* Of a line that every size fits: it counts as much as so many batches of one size. */
 #define LINE_WEIGHT 32.0
+/* A size that was never run is compared with those up to so many entries away. */
+#define NEIGHBOURS 32
 /* Deviations below this are not told apart from none. */
 #define LEAST_NOISE 0.005
 /* A batch further off than this share of the prediction, and further than STRAY_NOISE times the
@@ -64,12 +66,29 @@ int bt_cost_is_line(const bt_cost *c) {
     return c->line_weight >= LINE_WEIGHT;
 }
 
+/* The standard error of an entry, as a share of it. */
+static double entry_error(const bt_cost *c, int at) {
+    return SIGMA * c->noise / sqrt(upper(slot_weight(c, &c->table[at]), 1e-3));
+}
+
+/* More rows never take less: where the line is wrong, a size that was not run lies between its neighbours. */
+static double between_neighbours(const bt_cost *c, int at, double line) {
+    int first = at > NEIGHBOURS ? at - NEIGHBOURS : 0;
+    int last = at + NEIGHBOURS < BT_COST_SLOTS ? at + NEIGHBOURS : BT_COST_SLOTS - 1;
+    int below = at - 1, above = at + 1;
+    while (below >= first && c->table[below].weight <= 0.0f) below--;
+    while (above <= last && c->table[above].weight <= 0.0f) above++;
+    if (above <= last) line = lower(line, (double)c->table[above].mean_ns * (1.0 + entry_error(c, above)));
+    return below >= first ? upper(line, (double)c->table[below].mean_ns * (1.0 - entry_error(c, below))) : line;
+}
+
 double bt_cost_mean(const bt_cost *c, int64_t rows) {
     if (c->batches == 0) return 0.0;
     double line = line_at(c, rows);
-    const bt_cost_slot *slot = &c->table[slot_of(rows)];
+    int at = slot_of(rows);
+    const bt_cost_slot *slot = &c->table[at];
     double weight = slot_weight(c, slot);
-    if (weight <= 0.0) return line;
+    if (weight <= 0.0) return bt_cost_is_line(c) ? line : between_neighbours(c, at, line);
     return (weight * (double)slot->mean_ns + c->line_weight * line) / (weight + c->line_weight);
 }
 
