@@ -60,7 +60,7 @@ SANITIZED_TESTS := tests/test_native_plane.py tests/test_native_wire.py tests/te
   tests/test_payloads_lists.py tests/test_payloads_pandas.py
 SANITIZERS = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
   ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc
-TSAN_ARGS ?= 1 60 5000
+TSAN_ARGS ?= 1 30 5000
 
 asan-test: ## the native code under address and undefined-behaviour sanitizers (gcc, some minutes)
 	$(MAKE) run-asan-test VENV=.venv-asan BUILD_ARGS="-Csetup-args=-Db_sanitize=address,undefined \

@@ -746,6 +746,7 @@ static void live(const char *folder, uint64_t seed, uint32_t calls)
 int main(int argc, char **argv)
 {
     char folder[] = "/tmp/drive-plane-XXXXXX";
+    setvbuf(stdout, NULL, _IOLBF, 0);
     if (argc != 4) return 2;
     if (mkdtemp(folder) == NULL) fail("no folder");
     load();
