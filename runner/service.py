@@ -201,8 +201,12 @@ class _Service:
         Args:
             timeout_s: seconds to wait for the answers; calls that have none by then fail
                 with `RunnerClosed`, and their workers are killed. None: as long as it takes.
+                If another thread is inside `stop`, the shorter of the two holds.
         """
-        with self._lock:
+        if not self._lock.acquire(timeout=-1 if timeout_s is None else max(timeout_s, 0)):
+            self._cut_short()
+            self._lock.acquire()
+        try:
             running = self._running
             if running is None or self._state not in (_State.RUNNING, _State.FORKED):
                 return
@@ -214,6 +218,14 @@ class _Service:
                 self._running = None
                 self._state = _State.STOPPED
                 _services.discard(self)
+        finally:
+            self._lock.release()
+
+    def _cut_short(self) -> None:
+        """Ends the patience of a thread that is inside `stop`."""
+        running = self._running
+        if running is not None and self._state is _State.STOPPING:
+            running.stop(0)
 
     def _stop_at_exit(self) -> None:
         if self._lock.acquire(timeout=_EXIT_PATIENCE_S):

@@ -544,6 +544,20 @@ def test_stop_with_a_time_limit_fails_the_rest(test: Script):
     assert not is_alive(batch.pid)
 
 
+def test_a_stop_with_a_time_limit_ends_the_patience_of_another(test: Script):
+    service = runner_service(Scripted(test.path)).start()
+    running = Caller(service.run, 0)
+    batch = test.expect_batch()
+    patient = Caller(service.stop)
+    wait_until(lambda: service._state.name == "STOPPING", "the stop")
+    service.stop(timeout_s=0)
+    patient.result()
+    with pytest.raises(RunnerClosed, match="the service was stopped"):
+        running.result()
+    assert not is_alive(batch.pid)
+    assert service.start().stop(timeout_s=0) is None
+
+
 def test_a_stop_leaves_no_thread_and_no_descriptor():
     with runner_service(models.Double()) as service:
         service.run(1)
