@@ -8,7 +8,7 @@ from .._native.scheduler import Scheduler
 from ..errors import RunnerError
 from .backlog import MAX_UNREAD_BYTES
 from .failures import model_failure
-from .wire import MAX_MESSAGE_BYTES, MAX_NAME_BYTES, MAX_TEXT_BYTES, Code, Failure, Rows
+from .wire import MAX_KEY_BYTES, MAX_MESSAGE_BYTES, MAX_NAME_BYTES, MAX_TEXT_BYTES, Code, Failure, Rows
 
 __all__ = ["Counters", "Hooks", "Serving", "rekeyed"]
 
@@ -36,7 +36,12 @@ class Hooks:
 def rekeyed(hooks: Hooks, call: Rows) -> Rows | Failure:
     """The call with the key of its group, or why it has none."""
     try:
-        return hooks.rekey(call)
+        call = hooks.rekey(call)
+        if len(call.key) <= MAX_KEY_BYTES:
+            return call
+        # Written, it would break the message of which it is a part, and fail its neighbours.
+        text = f"the key of a call and its group takes at most {MAX_KEY_BYTES} bytes, got {len(call.key)}"
+        return Failure(call.id, Code.INVALID_PAYLOAD, text)
     except RunnerError as error:
         return model_failure(error.__cause__ or error, "group_by", call.id)
     except Exception as error:

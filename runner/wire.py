@@ -48,6 +48,7 @@ from .records import (
 __all__ = [
     "HELLO",
     "INLINE_MAX_BYTES",
+    "MAX_KEY_BYTES",
     "MAX_MESSAGE_BYTES",
     "MAX_NAME_BYTES",
     "MAX_TEXT_BYTES",

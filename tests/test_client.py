@@ -415,6 +415,8 @@ class Lengths(Runner):
     def group_by(self, text):
         if text == "":
             raise LookupError("no bucket for nothing")
+        if text == "endless":
+            return "x" * 2**21
         return len(text)
 
     def _run_batch(self, x):
@@ -423,17 +425,19 @@ class Lengths(Runner):
 
 def test_calls_of_a_caller_without_the_class_are_grouped_by_whichever_dispatcher_there_is():
     async def turn(handle):
-        texts = ["a", "bb", "", "c", "dd", "eee", "fff", "g"]
+        texts = ["a", "bb", "", "c", "dd", "eee", "fff", "endless", "g"]
         return await asyncio.gather(*map(handle.async_run, texts), return_exceptions=True)
 
     with runner_service(Lengths()) as service, connect(service.endpoint, "Lengths") as handle:
         assert isinstance(service._running._dispatcher, NativeDispatcher) == native_plane()
         for _ in range(3):
             lengths = asyncio.run(turn(handle))
-            nothing = lengths.pop(2)
+            endless, nothing = lengths.pop(7), lengths.pop(2)
             assert lengths == [[1], [2], [1], [2], [3], [3], [1]]
             assert isinstance(nothing, RunnerError)
             assert "group_by raised LookupError: no bucket for nothing" in str(nothing)
+            assert isinstance(endless, InvalidPayload)
+            assert "takes at most 1048576 bytes, got 2097" in str(endless)
         assert service.run("four") == [4]
         assert handle.run_batch(["a", "bb"]) == service.run_batch(["a", "bb"])
         assert handle.statistics().groups >= 4
