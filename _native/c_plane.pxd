@@ -109,7 +109,7 @@ cdef extern from "plane.h" nogil:
         bt_event_kind kind
         char *token
         char *why
-        uint64_t client
+        uint64_t ticket
         int64_t at_ns
         bt_message *message
 

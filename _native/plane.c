@@ -198,6 +198,7 @@ bt_plane *bt_plane_new(const bt_plane_options *o)
     bt_ledger_init(&p->ledger);
     p->last_command = &p->commands;
     p->last_event = &p->events;
+    p->last_passed = &p->passed;
     p->router = o->router;
     p->monitor = o->monitor;
     p->scheduler = o->scheduler;
@@ -233,6 +234,10 @@ void bt_plane_free(bt_plane *p)
     for (bt_event *e = p->events, *next; e != NULL; e = next) {
         next = e->next;
         bt_event_free(e);
+    }
+    for (bt_passed *passed = p->passed, *next; passed != NULL; passed = next) {
+        next = passed->next;
+        free(passed);
     }
     while (p->peers != NULL) bt_peer_free(p, p->peers);
     bt_ledger_free(&p->ledger);

@@ -54,7 +54,7 @@ typedef enum {
     BT_COMMAND_TIMEOUT = 7, /* number: run_timeout_ns */
     BT_COMMAND_WAKE = 8,
     BT_COMMAND_QUEUE_ROWS = 9, /* number: max_queue_rows */
-    BT_COMMAND_GROUPED = 11, /* number: a client's, from BT_EVENT_GROUP; message: its records, and ERRORs for it */
+    BT_COMMAND_GROUPED = 11, /* number: the ticket of BT_EVENT_GROUP; message: its records, and ERRORs for it */
     BT_COMMAND_REPLY = 10,  /* after BT_EVENT_ASK; message: one frame, the numbers as JSON */
 } bt_command_kind;
 
@@ -66,7 +66,7 @@ typedef enum {
     BT_EVENT_ENDED = 5,   /* the last event there is */
     BT_EVENT_ASK = 6,     /* clients want the dispatcher's numbers, of now or later: BT_COMMAND_REPLY */
     BT_EVENT_RAN = 7,     /* 8 batches ended well, or 16, 32 and so on */
-    BT_EVENT_GROUP = 8,   /* client, at_ns, message: its records from the first CALL or CANCEL on are to be
+    BT_EVENT_GROUP = 8,   /* ticket, at_ns, message: its records from the first CALL or CANCEL on are to be
                              passed back, with the keys that the calls should have: BT_COMMAND_GROUPED */
 } bt_event_kind;
 
@@ -75,7 +75,7 @@ typedef struct bt_event {
     bt_event_kind kind;
     char token[BT_TOKEN_BYTES];
     char why[BT_WHY_BYTES];
-    uint64_t client;
+    uint64_t ticket;
     int64_t at_ns;
     bt_message *message;
 } bt_event;

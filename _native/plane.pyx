@@ -100,7 +100,7 @@ cdef class Plane:
         Kinds: "local" (answers to calls of this process: number is the address of a message, which
         the caller drops), "ready" and "kill" (text: the token of a supervised worker), "ask"
         (clients want `statistics`: `reply`), "ran" (8 batches ended well, or 16, 32 and so on),
-        "drained", "ended", "group" (why: the client's number and the time in ns, number: the address of a
+        "drained", "ended", "group" (why: a ticket and the time in ns, number: the address of a
         message, whose records from the first CALL or CANCEL on are for `grouped`; the caller drops it).
         """
         cdef bt_event *event
@@ -111,7 +111,7 @@ cdef class Plane:
         while event is not NULL:
             next_event = event.next
             if event.kind == BT_EVENT_GROUP:
-                events.append(("group", "", (event.client, event.at_ns), <uintptr_t>event.message))
+                events.append(("group", "", (event.ticket, event.at_ns), <uintptr_t>event.message))
             else:
                 events.append((
                     KINDS[<int>event.kind], (<bytes>event.token).decode("utf-8", "replace"),
@@ -127,9 +127,9 @@ cdef class Plane:
         False if the plane takes no more."""
         return bt_plane_command(self._plane, BT_COMMAND_LOCAL, b"", <bt_message *>message, 0) == 0
 
-    def grouped(self, uint64_t client, list frames):
+    def grouped(self, uint64_t ticket, list frames):
         """After "group": the records, the calls with their keys, or ERROR records for them."""
-        bt_plane_command(self._plane, BT_COMMAND_GROUPED, b"", message_of(frames), <int64_t>client)
+        bt_plane_command(self._plane, BT_COMMAND_GROUPED, b"", message_of(frames), <int64_t>ticket)
 
     def reply(self, bytes numbers):
         """After "ask": `statistics` as JSON, taken after that. For all who had asked by then."""

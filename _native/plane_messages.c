@@ -193,31 +193,86 @@ static int is_to_be_grouped(const bt_plane *p, const bt_peer *peer, const bt_che
            (c->record.type == BT_CALL || c->record.type == BT_CANCEL);
 }
 
+/* Rows that would wait, and at least one for each call. */
+static int64_t rows_of(const bt_checked *from, const bt_checked *end)
+{
+    int64_t rows = 0;
+    for (; from < end; from++)
+        if (from->record.type == BT_CALL) rows += from->body.rows.rows ? from->body.rows.rows : 1;
+    return rows;
+}
+
+/* Whether the owner may have one more message; in `text` why not. */
+static int may_pass(const bt_plane *p, const bt_peer *peer, int64_t rows, char *text)
+{
+    if (peer->passed >= MOST_PASSED)
+        snprintf(text, BT_TEXT_BYTES, "too many calls of this client wait to be grouped");
+    else if (rows > 0 && p->passed_rows > 0 && p->passed_rows + rows > p->max_queue_rows)
+        snprintf(text, BT_TEXT_BYTES,
+                 "%lld rows wait to be grouped, and %lld more would exceed max_queue_rows, %lld",
+                 (long long)p->passed_rows, (long long)rows, (long long)p->max_queue_rows);
+    else
+        return 1;
+    return 0;
+}
+
+/* Hands the message to the owner; 0 if there is no memory for that. */
+static int pass(bt_plane *p, bt_peer *peer, bt_message *m, int64_t rows)
+{
+    bt_event *e = calloc(1, sizeof *e);
+    bt_passed *passed = calloc(1, sizeof *passed);
+    if (e == NULL || passed == NULL) {
+        free(e);
+        free(passed);
+        return 0;
+    }
+    passed->ticket = p->next_ticket++;
+    passed->client = peer->number;
+    passed->rows = rows;
+    *p->last_passed = passed;
+    p->last_passed = &passed->next;
+    p->passed_rows += rows;
+    peer->passed++;
+    bt_message_keep(m);
+    e->kind = BT_EVENT_GROUP;
+    e->message = m;
+    e->ticket = passed->ticket;
+    e->at_ns = bt_now_ns();
+    bt_plane_tell(p, e);
+    return 1;
+}
+
 /* Hands the message to the owner, with all that follows the first such record, so that the order is kept. */
 static void pass_to_be_grouped(bt_plane *p, bt_peer *peer, bt_message *m, const bt_checked *from, const bt_checked *end)
 {
-    bt_event *e = peer->passed < MOST_PASSED ? calloc(1, sizeof *e) : NULL;
-    if (e != NULL) {
-        peer->passed++;
-        bt_message_keep(m);
-        e->kind = BT_EVENT_GROUP;
-        e->message = m;
-        e->client = peer->number;
-        e->at_ns = bt_now_ns();
-        bt_plane_tell(p, e);
-        return;
-    }
-    bt_wire_error error = bt_plain_error(BT_E_OVERLOADED, "too many calls of this client wait to be grouped");
+    char text[BT_TEXT_BYTES] = "no memory for calls that wait to be grouped";
+    int64_t rows = rows_of(from, end);
+    if (may_pass(p, peer, rows, text) && pass(p, peer, m, rows)) return;
+    bt_wire_error error = bt_plain_error(BT_E_OVERLOADED, text);
     for (; from < end; from++)
         if (from->record.type == BT_CALL) bt_write_error(&bt_peer_post(p, peer)->w, from->record.id, &error);
+}
+
+/* The client whose message this was, if it is still there. */
+static bt_peer *returned(bt_plane *p, uint64_t ticket)
+{
+    bt_passed **at = &p->passed, *passed;
+    while (*at != NULL && (*at)->ticket != ticket) at = &(*at)->next;
+    if ((passed = *at) == NULL) return NULL;
+    *at = passed->next;
+    if (passed->next == NULL) p->last_passed = at;
+    p->passed_rows -= passed->rows;
+    bt_peer *peer = p->peers;
+    while (peer != NULL && (peer->gone || peer->number != passed->client)) peer = peer->next;
+    if (peer != NULL) peer->passed--;
+    free(passed);
+    return peer;
 }
 
 /* What became of such a message: its records, and errors of those calls that could not be grouped. */
 void bt_plane_grouped(bt_plane *p, const bt_command *c)
 {
-    bt_peer *peer = p->peers;
-    while (peer != NULL && (peer->gone || (int64_t)peer->number != c->number)) peer = peer->next;
-    if (peer != NULL) peer->passed--;
+    bt_peer *peer = returned(p, (uint64_t)c->number);
     int64_t n = peer == NULL ? 0 : check(p, peer, c->message);
     for (int64_t i = 0; i < n && !peer->gone; i++) {
         const bt_checked *checked = &p->checked[i];

@@ -58,6 +58,13 @@ typedef struct bt_command {
     int64_t number;
 } bt_command;
 
+/* A message that the owner has, to group its calls. */
+typedef struct bt_passed {
+    struct bt_passed *next;
+    uint64_t ticket, client;
+    int64_t rows;
+} bt_passed;
+
 /* For the dispatcher's numbers. */
 typedef struct {
     bt_peer *client;              /* NULL: it is gone */
@@ -95,6 +102,9 @@ struct bt_plane {
     bt_question *question;
     uint32_t questions, question_capacity;
     uint32_t asked;               /* the first so many are those that Python was asked for */
+    bt_passed *passed, **last_passed; /* oldest first */
+    int64_t passed_rows;          /* of all of them: not in the queue yet, and bounded like it */
+    uint64_t next_ticket;
     bt_message *failing;          /* an ERROR record for every call, or NULL */
     int64_t until_ns;             /* the scheduler's */
     bt_inbox inbox, monitor_inbox;

@@ -142,14 +142,14 @@ class NativeDispatcher:
             case "ask":
                 self._plane.reply(json.dumps(self.statistics()).encode())
             case "group":
-                client, at_ns = why
-                self._group(client, at_ns, number)
+                ticket, at_ns = why
+                self._group(ticket, at_ns, number)
             case "ran":
                 self._hooks.batches_ran()
             case "drained":
                 self._drained.set()
 
-    def _group(self, client: int, at_ns: int, message: int) -> None:
+    def _group(self, ticket: int, at_ns: int, message: int) -> None:
         """Calls of a client that has not the runner's class: gives them the keys of their groups."""
         try:
             records = parse(native.link.frames_of(message))
@@ -161,7 +161,7 @@ class NativeDispatcher:
                 packet.add(_later(rekeyed(self._hooks, record), at_ns))
             else:
                 packet.add(record)
-        self._plane.grouped(client, packet.frames())
+        self._plane.grouped(ticket, packet.frames())
 
 
 def _later(call: Rows | Failure, since_ns: int) -> Rows | Failure:

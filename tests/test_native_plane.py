@@ -107,6 +107,8 @@ class Service:
             for name in ("max_unread_bytes", "max_message_bytes", "allow_pickle", "groups")
             if name in options
         }
+        if "max_queue_rows" in options:
+            limits["max_queue_rows"] = options["max_queue_rows"]
         self.scheduler = Scheduler(**{"rule": "greedy", **options})
         self.plane = Plane(
             "model", b"{}", self.router, self.monitor, self.scheduler, run_timeout_ns=timeout_ns, **limits
@@ -949,6 +951,36 @@ def test_calls_that_wait_to_be_grouped_are_bounded_for_each_client(start):
     flood.call(2_000)
     (last,) = service.plane.events()
     for *_, message in [*groups, last]:
+        link.drop(message)
+
+
+def test_rows_that_wait_to_be_grouped_are_bounded_like_those_that_wait_in_the_queue(start):
+    service = start(groups=True, max_queue_rows=4, max_batch_rows=4)
+    first, second, worker = service.client(), service.client(), service.worker()
+    groups = []
+
+    def grouped():
+        groups.extend(event for event in service.plane.events() if event[0] == "group")
+        _, _, (ticket, _), message = groups[-1]
+        service.plane.grouped(ticket, link.frames_of(message))
+
+    first.call(1, rows=3)
+    first.send((PING, 1, None))
+    assert first.next()[0] == PONG
+    second.call(1, rows=2)
+    assert second.outcome() == (1, OVERLOADED)
+    grouped()
+    worker.reply(worker.next())
+    assert first.outcome() == (1, [1, 1, 1])
+    second.call(2, rows=2)
+    grouped()
+    worker.reply(worker.next())
+    assert second.outcome() == (2, [2, 2])
+    # What is too large for any queue is for the queue to refuse.
+    second.call(3, rows=5)
+    grouped()
+    assert second.outcome() == (3, INVALID_PAYLOAD)
+    for *_, message in groups:
         link.drop(message)
 
 

@@ -378,7 +378,7 @@ static void *run_listener(void *argument)
             if (e->kind == BT_EVENT_KILL)
                 bt_plane_command(l->plane, BT_COMMAND_DIED, e->token, error_message(BT_E_WORKER_DIED, e->why), 0);
             if (e->kind == BT_EVENT_GROUP) { /* with the keys that they have */
-                bt_plane_command(l->plane, BT_COMMAND_GROUPED, NULL, e->message, (int64_t)e->client);
+                bt_plane_command(l->plane, BT_COMMAND_GROUPED, NULL, e->message, (int64_t)e->ticket);
                 e->message = NULL;
             }
             bt_event_free(e);
