@@ -45,8 +45,11 @@ static float outlive(bt_hazard *h, int from, int to, float risk) {
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
+/* Who came was at risk, whatever was known of him: one who was thought to be half a caller, or who left
+ * and came back within the bin. */
 static void count(bt_hazard *h, int bin) {
     h->came[bin] += h->unit;
+    if (h->at_risk[bin] < h->came[bin]) h->at_risk[bin] = h->came[bin];
     if (bin > h->last) h->last = bin;
 }
 
@@ -202,6 +205,7 @@ int bt_arrivals_closed(const bt_arrivals *a) {
 const char *bt_arrivals_check(const bt_arrivals *a) {
     for (int i = 0; i < BT_BINS; i++) {
         if (!(a->returns.came[i] >= 0.0f) || !(a->gaps.came[i] >= 0.0f)) return "a count of arrivals is not negative";
+        if (!(bt_hazard_share(&a->returns, i) <= 1.0) || !(bt_hazard_share(&a->gaps, i) <= 1.0)) return "nobody comes who was not at risk";
     }
     int linked = 0;
     for (int i = 0; i < BT_CROWD_HEADS; i++)

@@ -33,7 +33,26 @@ static void answer(uint64_t group, int64_t now_ns) {
     bt_arrivals_completed(&a, c, now_ns, c->inside);
 }
 
+/* One caller a few times, then two at once after a pause: half a caller was expected, and a whole one came. */
+static void check_shares(void) {
+    int64_t now_ns = 1000;
+    bt_arrivals_init(&a);
+    for (int round = 0; round < 100; round++) {
+        for (int i = 0; i < 2; i++) {
+            call(1, now_ns += 2000);
+            answer(1, now_ns += 1000);
+        }
+        now_ns += 1000000000;
+        call(1, now_ns);
+        call(1, now_ns += 1000);
+        answer(1, now_ns += 1000);
+    }
+    for (int bin = 0; bin < BT_BINS; bin++)
+        expect(bt_hazard_share(&a.returns, bin) < 1.0, "of those at risk, no more than all come");
+}
+
 int main(void) {
+    check_shares();
     int64_t now_ns = 1000;
     bt_arrivals_init(&a);
     for (uint64_t group = 0; group < BT_CROWDS; group++) call(group * 7919, now_ns += 1000);
