@@ -8,6 +8,8 @@
 
 #include "scheduler_state.h"
 
+#define LONGEST_NS (INT64_MAX / 4) /* that is predicted: more would not fit 64 bits */
+
 /* ---- at admission ------------------------------------------------------------- */
 
 /* Batches that will run before that of a call of `rows` rows admitted now, and
@@ -35,11 +37,12 @@ int64_t bt_predict(const bt_scheduler *s, int64_t rows) {
     if (batches > 0 && !s->options.one_call_a_batch) own = s->options.max_batch_rows;
     int64_t own_ns = bt_policy_cost_high_ns(s->policy, own);
     if (s->counted.in_flight_batches + batches < s->total_slots) return own_ns;
-    int64_t in_flight_ns = 0;
-    for (const bt_batch *b = s->running; b; b = b->next) in_flight_ns += bt_most(0, b->expected_ns - s->now_ns);
+    double in_flight_ns = 0.0;
+    for (const bt_batch *b = s->running; b; b = b->next) in_flight_ns += (double)bt_most(0, b->expected_ns - s->now_ns);
     int64_t each = s->options.one_call_a_batch ? rows : s->options.max_batch_rows;
     double ahead_ns = (double)batches * (double)bt_policy_cost_high_ns(s->policy, each);
-    return (int64_t)(((double)in_flight_ns + ahead_ns) / (double)s->total_slots) + own_ns;
+    double before_ns = (in_flight_ns + ahead_ns) / (double)s->total_slots;
+    return before_ns < (double)LONGEST_NS ? (int64_t)before_ns + own_ns : LONGEST_NS;
 }
 
 /* An engine with nothing to do takes every call. */

@@ -64,7 +64,8 @@ def compile_driver(
 ) -> None:
     include = ["-I", str(ROOT / "_native"), "-include", str(ROOT / "tests/native/fuzz_memory.h")]
     files = [str(ROOT / source) for source in sources]
-    flags = [*FLAGS, f"-fsanitize={sanitizer}", *include]
+    casts = ("-fsanitize=float-cast-overflow",) if "undefined" in sanitizer else ()
+    flags = [*FLAGS, f"-fsanitize={sanitizer}", *casts, *include]
     command = [str(COMPILER), *flags, *files, "-o", str(target), *extra, "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     if done.returncode and "sanitize" in done.stderr + done.stdout:

@@ -37,6 +37,9 @@ static struct {
 } batches[BATCHES];
 static size_t batch_count;
 static int64_t now_ns;
+static int64_t pace_ns; /* of this life: nanoseconds, or hours */
+static int64_t slots;
+static int64_t most_rows_a_call;
 static bt_options options;
 
 static uint64_t next_random(void) {
@@ -73,24 +76,42 @@ static void verdict(bt_id id) {
     fail("only an admitted call has a verdict");
 }
 
+static void set_allowed(void) {
+    bt_policy_options *p = &options.policy;
+    for (int64_t size = 1 + below(3); size < p->max_batch_rows && p->allowed_count < 20; size += 1 + size * below(4)) {
+        p->allowed_rows[p->allowed_count++] = size;
+    }
+    p->allowed_rows[p->allowed_count++] = p->max_batch_rows;
+}
+
+/* What a life is like: from a nanosecond to an hour between events, one row to a million, one slot to many. */
+static void set_scale(void) {
+    const int64_t paces[] = {400, 2, 1000000, INT64_C(3600000000000)};
+    const int64_t sizes[] = {12, 1, 1000000};
+    pace_ns = paces[below(4)];
+    most_rows_a_call = sizes[below(3)];
+    slots = below(2) ? 2 : 1 + below(below(2) ? 4 : 100);
+}
+
 static void set_options(void) {
     memset(&options, 0, sizeof options);
-    options.max_batch_rows = 1 + below(12);
-    options.max_queue_rows = options.max_batch_rows + below(60);
+    options.max_batch_rows = 1 + below(most_rows_a_call);
+    options.max_queue_rows = options.max_batch_rows + below(5 * most_rows_a_call);
     options.isolate_errors = below(4) != 0;
     options.one_call_a_batch = below(8) == 0;
-    options.policy.rule = (bt_rule)below(3);
+    options.policy.rule = below(2) ? BT_RULE_LEARNED : (bt_rule)below(3);
     options.policy.objective = (bt_objective)below(2);
     options.policy.max_batch_rows = options.max_batch_rows;
-    options.policy.max_wait_ns = below(3) ? -1 : below(1000);
-    options.policy.fixed_wait_ns = below(1000);
+    options.policy.max_wait_ns = below(3) ? -1 : below(3 * pace_ns);
+    options.policy.fixed_wait_ns = below(3 * pace_ns);
     options.policy.fixed_rows = 1 + below(options.max_batch_rows);
+    if (below(3) == 0) set_allowed();
 }
 
 static void admit(bt_scheduler *s) {
     if (call_count == CALLS) return;
-    int64_t rows = below(5) == 0 ? below(40) : below(4);
-    int64_t deadline_ns = below(2) ? BT_NEVER : now_ns + below(3000);
+    int64_t rows = below(5) == 0 ? below(4 * most_rows_a_call) : below(4);
+    int64_t deadline_ns = below(2) ? BT_NEVER : now_ns + below(8 * pace_ns);
     bt_admission a = bt_admit(s, now_ns, rows, (uint64_t)below(3), deadline_ns, (uint64_t)below(4), call_count);
     if ((a.verdict == BT_ADMITTED) != (a.id != 0)) fail("an admitted call has an id");
     if (a.id) calls[call_count++] = (known_call){a.id, rows, 0, 0};
@@ -115,8 +136,9 @@ static void drain(bt_scheduler *s) {
 static void decide(bt_scheduler *s) {
     bt_statistics n;
     bt_decision d;
-    int64_t idle = batch_count < BATCHES ? below(3) : 0;
-    int failed = bt_decide(s, now_ns, idle, 2, &d);
+    int64_t idle = batch_count < BATCHES ? below(slots + 1) : 0;
+    if (below(50) == 0) slots = below(3) ? 1 + below(4) : 0;
+    int failed = bt_decide(s, now_ns, idle, slots, &d);
     drain(s);
     if (failed) return;
     bt_get_statistics(s, &n);
@@ -162,7 +184,7 @@ static void step(bt_scheduler *s) {
     case 4: case 5: decide(s); break;
     case 6: finish(s, BT_OK); break;
     case 7: finish(s, (bt_finish)below(6)); break;
-    case 8: now_ns += below(400); break;
+    case 8: now_ns += below(pace_ns); break;
     default:
         if (below(4)) cancel(s);
         else if (below(8) == 0) {
@@ -204,6 +226,7 @@ int main(int argc, char **argv) {
         now_ns = below(1000);
         call_count = batch_count = 0;
         memory_fails = 0;
+        set_scale();
         set_options();
         bt_scheduler *s = bt_scheduler_new(&options);
         if (!s) fail("there is memory");
