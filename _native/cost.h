@@ -64,6 +64,14 @@ double bt_cost_error(const bt_cost *c, int64_t rows);
 int bt_cost_is_line(const bt_cost *c);
 /* Batches of this very size behind it, recent ones; 0: the line alone speaks. */
 double bt_cost_samples(const bt_cost *c, int64_t rows);
+/* The next smaller size that is told apart from this one. */
+static inline int64_t bt_cost_before(int64_t rows) {
+    if (rows <= BT_COST_EXACT) return rows - 1;
+    int width = 63 - __builtin_clzll((unsigned long long)rows) - 4;
+    int64_t before = (rows >> width << width) - 1;
+    return before < BT_COST_EXACT ? BT_COST_EXACT : before;
+}
+
 /* NULL if every invariant holds, else the sentence that does not. */
 const char *bt_cost_check(const bt_cost *c);
 

@@ -20,6 +20,8 @@
 #define SLACK_SHARE 16
 /* Of what a batch takes: nobody waits for others for longer, whatever they promise. */
 #define HOLD_SHARE 0.5
+/* Of a batch, four months: so that nothing that is reckoned with predictions leaves 64 bits. */
+#define LONGEST_NS 1e16
 
 struct bt_policy {
     bt_policy_options options;
@@ -72,10 +74,11 @@ void bt_policy_set_options(bt_policy *p, const bt_policy_options *options) {
 
 /* ---- events ------------------------------------------------------------------------ */
 
+/* Rows that run again are in the queue meanwhile, unseen until the next question. */
 static void note_rows(bt_policy *p, int64_t now_ns, int64_t inside_rows) {
     p->row_ns += (double)p->inside_rows * (double)(now_ns - p->inside_ns);
     p->inside_ns = now_ns;
-    p->inside_rows = inside_rows;
+    p->inside_rows = inside_rows > 0 ? inside_rows : 0;
 }
 
 void bt_policy_arrived(bt_policy *p, int64_t now_ns, uint64_t group, uint64_t client, int64_t rows) {
@@ -96,7 +99,7 @@ void bt_policy_started(bt_policy *p, int64_t now_ns, uint64_t group, int64_t cal
     (void)reason;
     p->in_flight_rows += rows;
     if (p->flight_count < BT_FLIGHTS) {
-        int64_t mean_ns = (int64_t)bt_cost_mean(&p->cost, padded_rows);
+        int64_t mean_ns = bt_policy_cost_ns(p, padded_rows);
         p->flights[p->flight_count++] = (bt_flight){group, now_ns, now_ns + mean_ns, calls, rows, mean_ns};
     }
     bt_crowd *c = bt_arrivals_find(&p->arrivals, group);
@@ -172,11 +175,11 @@ int64_t bt_policy_padded_rows(const bt_policy *p, int64_t rows) {
 }
 
 int64_t bt_policy_cost_ns(const bt_policy *p, int64_t rows) {
-    return (int64_t)bt_cost_mean(&p->cost, bt_policy_padded_rows(p, rows));
+    return (int64_t)fmin(LONGEST_NS, bt_cost_mean(&p->cost, bt_policy_padded_rows(p, rows)));
 }
 
 int64_t bt_policy_cost_high_ns(const bt_policy *p, int64_t rows) {
-    return (int64_t)bt_cost_high(&p->cost, bt_policy_padded_rows(p, rows));
+    return (int64_t)fmin(LONGEST_NS, bt_cost_high(&p->cost, bt_policy_padded_rows(p, rows)));
 }
 
 /* The baselines are release thresholds and nothing else: under them nobody is refused, or dropped
@@ -249,7 +252,7 @@ static int64_t expected_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_v
 }
 
 /* How long the rule would wait if nothing forbade it. */
-static int64_t wanted_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_view *view, int64_t latest_ns, int64_t fill_ns) {
+static int64_t wanted_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_view *view, int64_t latest_ns, int fills) {
     const bt_policy_options *o = &p->options;
     if (o->objective == BT_THROUGHPUT && latest_ns != INT64_MAX) return latest_ns;
     if (o->objective == BT_THROUGHPUT && o->max_wait_ns >= 0) return INT64_MAX;
@@ -258,10 +261,10 @@ static int64_t wanted_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_vie
     int64_t start_ns = bt_spacing_start_ns(&p->spacing, p->flights, p->flight_count, view->idle_slots,
                                            view->queued_rows_all, now_ns);
     if (start_ns > until_ns) until_ns = start_ns;
-    if (now_ns + fill_ns > until_ns) until_ns = now_ns + fill_ns;
     int64_t from_ns = p->completed_ns > view->oldest_arrival_ns ? p->completed_ns : view->oldest_arrival_ns;
-    int64_t most_ns = from_ns + (int64_t)(HOLD_SHARE * cost_of(p, (double)view->queued_rows));
-    return until_ns < most_ns ? until_ns : most_ns;
+    if (c->held_since_ns && c->held_since_ns < from_ns) from_ns = c->held_since_ns; /* others complete meanwhile */
+    int64_t most_ns = from_ns + (int64_t)(HOLD_SHARE * (double)bt_policy_cost_ns(p, view->queued_rows));
+    return until_ns < most_ns && !fills ? until_ns : most_ns;
 }
 
 /* Why a batch is released that the rule does not want to hold. */
@@ -306,8 +309,9 @@ bt_hold bt_policy_hold(bt_policy *p, int64_t now_ns, const bt_view *view) {
     if (full) return release(now_ns, size.rows, BT_RELEASE_FULL);
     if (!c || p->cost.batches == 0) return release(now_ns, o->max_batch_rows, BT_RELEASE_WORKER_FREE);
     take_stock(p, c, view->queued_calls);
+    if (c->held_since_ns < view->oldest_arrival_ns) c->held_since_ns = 0; /* those held then have left */
     int64_t latest_ns = latest_release_ns(p, view);
-    int64_t until_ns = wanted_ns(p, c, now_ns, view, latest_ns, size.wait_ns);
+    int64_t until_ns = wanted_ns(p, c, now_ns, view, latest_ns, size.waits);
     int64_t cap_ns = o->max_wait_ns < 0 || view->oldest_arrival_ns > INT64_MAX - o->max_wait_ns
                          ? INT64_MAX
                          : view->oldest_arrival_ns + o->max_wait_ns;
@@ -338,6 +342,7 @@ const char *bt_policy_check(const bt_policy *p) {
     const char *broken = bt_cost_check(&p->cost);
     if (!broken) broken = bt_arrivals_check(&p->arrivals);
     if (!broken && (p->flight_count < 0 || p->flight_count > BT_FLIGHTS)) broken = "the flights fit their table";
+    if (!broken && !(p->recent_row_ns >= 0.0 && p->row_ns >= 0.0)) broken = "no row is answered before it came";
     if (!broken && !(p->busy_share >= 0.0 && p->busy_share <= 1.0)) broken = "a share is between 0 and 1";
     return broken;
 }

@@ -15,8 +15,6 @@
 #define HOPE 2.0
 /* Accelerators work in tiles of so many rows. */
 #define TILE 32
-/* A size is waited for this much longer than it takes on average to fill. */
-#define LATE 2.0
 /* A size can carry the load if at this rate it would keep the slots busy for so long at most. */
 #define CARRIES 0.9
 
@@ -37,6 +35,11 @@ static int free_times(const bt_load *load, const bt_flight *flights, int flight_
         times[at] = left;
     }
     return count;
+}
+
+/* Large sizes are told apart by a sixteenth, as the cost table has them. */
+static double step_at(double rows) {
+    return rows < BT_COST_EXACT ? 1.0 : floor(rows / 16.0);
 }
 
 /* Sharing n rows over slots that are free at t1 <= t2 <= ... so that the sum of the latencies is
@@ -60,7 +63,7 @@ static int64_t share(const bt_costs *costs, const bt_load *load, const bt_flight
     }
     double mine = ceil(fmax(level / slope, fair));
     double limit = FREE * cost(costs, mine);
-    while (mine < rows && cost(costs, mine + 1.0) <= limit) mine++;
+    while (mine < rows && cost(costs, fmin(rows, mine + step_at(mine))) <= limit) mine += step_at(mine);
     if (mine >= rows || cost(costs, mine) > SPLIT_CLEARLY * cost(costs, rows)) return load->rows;
     return (int64_t)mine;
 }
@@ -154,7 +157,7 @@ static double hoped_ns(const bt_costs *costs, int64_t size) {
     double ns = cost(costs, (double)size);
     if (bt_cost_samples(costs->model, size) > 0.0) return ns;
     double least_ns = ns * (1.0 - HOPE * bt_cost_error(costs->model, size));
-    for (int64_t smaller = size - 1; smaller > size / 2; smaller--) {
+    for (int64_t smaller = size - 1; smaller > size / 2; smaller = bt_cost_before(smaller)) {
         if (bt_cost_samples(costs->model, smaller) > 0.0) return fmin(ns, fmax(least_ns, cost(costs, (double)smaller)));
     }
     return ns;
@@ -184,7 +187,7 @@ static double try_more(const bt_outlook *o, int64_t size, double least, bt_size 
     double inside = (0.5 * (rows + full) - load->rows_per_ns * load->latency_ns) * wait_ns;
     double index = inside + index_of(o, full, full, cost(o->costs, full)) + doubt(o, size);
     if (index >= least) return least;
-    *best = (bt_size){load->rows, (int64_t)(LATE * wait_ns)};
+    *best = (bt_size){load->rows, 1};
     return index;
 }
 

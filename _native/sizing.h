@@ -40,7 +40,7 @@ typedef struct {
 
 typedef struct {
     int64_t rows;    /* of the next batch, `load->rows` at most */
-    int64_t wait_ns; /* until it is worth running; 0: now */
+    int waits;       /* for more: whether it comes out so does not depend on the time */
 } bt_size;
 
 bt_size bt_size_decide(const bt_costs *costs, const bt_load *load, const bt_flight *flights, int flight_count,

@@ -24,6 +24,8 @@
 
 /* Sizes beyond these are tried in steps of a sixteenth, as the cost table has them. */
 #define EACH_ROWS 128
+/* Of a batch's time: putting a start off by less changes nothing. */
+#define LEAST_WAIT (1.0 / 512.0)
 
 static double mean_latency_ns(double rows, double cost_ns, double rows_per_ns, double slots) {
     double load = rows_per_ns * cost_ns / (rows * slots);
@@ -50,18 +52,21 @@ void bt_spacing_plan(bt_spacing *s, const bt_costs *costs, double rows_per_ns, i
     s->rows_per_ns = rows_per_ns;
 }
 
-static int64_t next_return_ns(const bt_flight *flights, int flight_count) {
-    int64_t next_ns = INT64_MAX;
-    for (int i = 0; i < flight_count; i++) {
-        if (flights[i].end_ns < next_ns) next_ns = flights[i].end_ns;
+static const bt_flight *next_to_return(const bt_flight *flights, int flight_count) {
+    const bt_flight *next = flights;
+    for (int i = 1; i < flight_count; i++) {
+        if (flights[i].end_ns < next->end_ns) next = &flights[i];
     }
-    return next_ns;
+    return next;
 }
 
 int64_t bt_spacing_start_ns(const bt_spacing *s, const bt_flight *flights, int flight_count, int64_t idle_slots,
                             int64_t rows, int64_t now_ns) {
     if (flight_count == 0 || s->target_rows <= 1.0 || (double)rows >= s->target_rows) return now_ns;
-    double left_ns = (double)(next_return_ns(flights, flight_count) - now_ns);
+    const bt_flight *next = next_to_return(flights, flight_count);
+    double left_ns = (double)(next->end_ns - now_ns);
     double slots = (double)idle_slots;
-    return now_ns + (int64_t)((left_ns - slots * (double)rows / s->rows_per_ns) / (slots + 1.0));
+    double wait_ns = (left_ns - slots * (double)rows / s->rows_per_ns) / (slots + 1.0);
+    /* Each time that nobody has come the start is put off by a little less: so that this comes to an end. */
+    return wait_ns > (double)next->mean_ns * LEAST_WAIT ? now_ns + (int64_t)wait_ns : now_ns;
 }

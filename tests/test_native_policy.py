@@ -28,6 +28,12 @@ def test_busy_groups_are_followed_and_idle_ones_make_room(tmp_path: Path) -> Non
     run(driver)
 
 
+def test_a_decision_looks_at_few_costs_however_many_rows_wait(tmp_path: Path) -> None:
+    driver = tmp_path / "check_sizing"
+    compile_driver(driver, ["_native/cost.c", "_native/sizing.c", "tests/native/check_sizing.c"])
+    run(driver)
+
+
 @pytest.fixture(scope="module")
 def check_cost(tmp_path_factory: pytest.TempPathFactory) -> Path:
     driver = tmp_path_factory.mktemp("cost") / "check_cost"

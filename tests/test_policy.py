@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 
 from batching._native.scheduler import Scheduler
@@ -20,11 +21,13 @@ class Engine:
         self.workers = workers
         self.cost = cost
         self.ends: dict[int, int] = {}
+        self.ids: list[int] = []
         self.tags = itertools.count(1)
 
     def call(self, count: int = 1, deadline_ns: int | None = None):
         for _ in range(count):
-            self.scheduler.admit(self.now, 1, deadline_ns=deadline_ns, tag=next(self.tags))
+            admission = self.scheduler.admit(self.now, 1, deadline_ns=deadline_ns, tag=next(self.tags))
+            self.ids.append(admission.id)
 
     def decide(self):
         decision = self.scheduler.decide(self.now, self.workers - len(self.ends), self.workers)
@@ -234,6 +237,32 @@ def test_workers_start_evenly_rather_than_one_with_everything_and_another_with_l
     assert gaps[len(gaps) // 20] > gaps[-len(gaps) // 20] / 3
 
 
+class Patient(Engine):
+    """Counts how often the scheduler puts the same calls off, nothing having happened."""
+
+    asked = most_asked = 0
+
+    def call(self, count: int = 1, deadline_ns: int | None = None):
+        self.asked = 0
+        super().call(count, deadline_ns)
+
+    def finish(self) -> int:
+        self.asked = 0
+        return super().finish()
+
+    def decide(self):
+        decision = super().decide()
+        self.asked = self.asked + 1 if decision.action == "wait" else 0
+        self.most_asked = max(self.most_asked, self.asked)
+        return decision
+
+
+def test_a_start_that_is_put_off_is_not_put_off_again_and_again():
+    engine = Patient(workers=8)
+    engine.arrive(np.cumsum(np.random.default_rng(1).exponential(17 * US, 5000)).astype(int))
+    assert 1 < engine.most_asked < 12
+
+
 def test_nobody_is_held_for_longer_than_half_of_what_his_batch_takes(engine):
     engine.rounds(200, callers=64, apart_ns=10 * US)
     engine.drain()
@@ -244,6 +273,20 @@ def test_nobody_is_held_for_longer_than_half_of_what_his_batch_takes(engine):
         engine.run()
         assert engine.now - called_ns <= 0.55 * engine.cost(1)
         engine.finish()
+
+
+def test_a_hold_of_calls_that_left_is_not_that_of_those_who_come_later(engine):
+    engine.rounds(30, callers=8)
+    engine.drain()
+    engine.call(4)
+    assert engine.decide().action == "wait"
+    for call in list(engine.ids):
+        engine.scheduler.cancel(call)
+    before = engine.scheduler.statistics()["policy"]["held_ns"]
+    engine.now += 10_000 * MS
+    engine.call(8)
+    assert engine.run().reason != "hold_expired"
+    assert engine.scheduler.statistics()["policy"]["held_ns"] - before < MS
 
 
 def test_a_burst_is_not_torn_over_free_workers_when_one_batch_is_as_fast():
