@@ -175,6 +175,7 @@ class _Service:
             if self._state is _State.FORKED:
                 raise RunnerClosed(self._closed_text())
             self._state = _State.STARTING
+            _services.add(self)  # now: a fork's child must know what there is already
             try:
                 self._running = running = RunningService(
                     self._runner, self._options, self._workers, self._wanted, self._start_timeout_s
@@ -184,11 +185,11 @@ class _Service:
             except BaseException:
                 self._state = _State.STOPPED
                 self._running = None
+                _services.discard(self)
                 raise
             finally:
                 self._abandoned = None
             self._state = _State.RUNNING
-            _services.add(self)
             self._bind(running.engine)
         return self
 
@@ -296,7 +297,7 @@ class ItemService(_Service, ItemHandle):
 # Never touched again, not even freed: its threads and sockets do not exist in this process.
 _of_parents: list[RunningService | ForkedService] = []
 
-# What runs. Not weak: a service whose handle was dropped has workers and files all the same.
+# What runs or starts. Not weak: a service whose handle was dropped has workers and files all the same.
 _services: set[_Service] = set()
 
 

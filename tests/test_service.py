@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -592,6 +593,42 @@ def test_no_worker_outlives_its_parent(tmp_path, ending):
     )
     assert done.stderr == ""
     wait_until(lambda: not is_alive(int(done.stdout)), "the end of the worker")
+
+
+def test_a_fork_while_a_service_starts_keeps_no_worker_alive(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent("""
+        import os, signal, sys, threading
+        from batching import Runner, runner_service
+        class Slow(Runner):
+            def _setup(self):
+                print(os.getpid(), flush=True)
+                signal.pause()
+            def _run_batch(self, x):
+                return x
+        service = runner_service(Slow())
+        threading.Thread(target=service.start, daemon=True).start()
+        sys.stdin.readline()
+        if os.fork() == 0:
+            service.stop()
+            print(os.getpid(), flush=True)
+            signal.pause()
+        signal.pause()
+    """)
+    )
+    with subprocess.Popen(
+        [sys.executable, "-P", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        worker = int(parent.stdout.readline())
+        parent.stdin.write("fork\n")
+        parent.stdin.flush()
+        child = int(parent.stdout.readline())
+        try:
+            parent.kill()
+            wait_until(lambda: not is_alive(worker), "the end of the worker")
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 def test_ctrl_c_in_a_with_block_leaves_no_process(tmp_path):
