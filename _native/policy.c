@@ -273,6 +273,11 @@ static bt_release reason_of(const bt_crowd *c) {
     return c->held_since_ns ? BT_RELEASE_HOLD_EXPIRED : BT_RELEASE_WORKER_FREE;
 }
 
+/* The callers are those who come back: nobody waits for a size to fill. */
+static int is_closed(const bt_policy *p, const bt_crowd *c, const bt_view *view) {
+    return bt_arrivals_closed(&p->arrivals) && (view->total_slots > 1 || (c && c->worth_waiting));
+}
+
 static bt_size sized(const bt_policy *p, const bt_crowd *c, int64_t now_ns, const bt_view *view) {
     int64_t most = p->options.max_batch_rows;
     bt_load load = {
@@ -284,7 +289,7 @@ static bt_size sized(const bt_policy *p, const bt_crowd *c, int64_t now_ns, cons
         .rows_per_ns = p->rows_per_ns,
         .latency_ns = p->recent_rows > 0.0 ? p->recent_row_ns / p->recent_rows : 0.0,
         .most_rows = most,
-        .closed = bt_arrivals_closed(&p->arrivals) && (view->total_slots > 1 || (c && c->worth_waiting)),
+        .closed = is_closed(p, c, view),
         .with_deadlines = view->tightest_deadline_ns != INT64_MAX,
         .allowed = p->options.allowed_rows,
         .allowed_count = p->options.allowed_count,
@@ -305,7 +310,8 @@ bt_hold bt_policy_hold(bt_policy *p, int64_t now_ns, const bt_view *view) {
     }
     note_rows(p, now_ns, view->queued_rows_all + p->in_flight_rows);
     bt_crowd *c = bt_arrivals_find(&p->arrivals, view->group);
-    bt_size size = sized(p, c, now_ns, view);
+    int later = !full && is_closed(p, c, view); /* most decisions of a hold need no size */
+    bt_size size = later ? (bt_size){0, 0} : sized(p, c, now_ns, view);
     if (full) return release(now_ns, size.rows, BT_RELEASE_FULL);
     if (!c || p->cost.batches == 0) return release(now_ns, o->max_batch_rows, BT_RELEASE_WORKER_FREE);
     take_stock(p, c, view->queued_calls);
@@ -324,6 +330,7 @@ bt_hold bt_policy_hold(bt_policy *p, int64_t now_ns, const bt_view *view) {
             return (bt_hold){until_ns, o->max_batch_rows, reason};
         }
     }
+    if (later) size = sized(p, c, now_ns, view);
     return release(now_ns, size.rows, reason);
 }
 
