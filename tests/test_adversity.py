@@ -14,6 +14,8 @@ import models
 import numpy as np
 import pytest
 from fakes import PATIENCE_S, Caller, wait_until
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rawpeer import RawPeer
 from scripted import OneWay, Scripted, is_alive, script, serve
 from shell import Shell
@@ -312,6 +314,35 @@ def test_garbage_is_dropped_and_the_next_good_call_is_served(echo):
     (answer,) = peer.hear()
     assert (answer.type, answer.id, answer.rows) == (Type.ANSWER, 6, 1)
     assert service.run(1) == 1
+
+
+def test_whatever_is_damaged_the_next_good_call_is_served(echo):
+    service, peer = echo
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.randoms(use_true_random=False), st.integers(1, 4))
+    def damage(rng, bytes_changed):
+        packet = Packet()
+        for record in (a_call(1), a_call(2, rows=2), Plain(Type.CANCEL, 1)):
+            packet.add(record)
+        frame = bytearray(packet.frames()[0])
+        for _ in range(bytes_changed):
+            if rng.random() < 0.8:
+                frame[rng.randrange(len(frame))] = rng.choice([0, 1, 2, 7, 8, 127, 128, 255])
+            else:
+                del frame[rng.randrange(16, len(frame) + 1) :]
+        peer.send(bytes(frame), *[b"x"] * rng.choice([0, 0, 1]))
+        assert service.run(1) == 1
+
+    peer.greet("Echo")
+    damage()
+    other = RawPeer(service.endpoint)
+    other.greet("Echo")
+    other.say(a_call(7))
+    (answer,) = other.hear()
+    assert (answer.type, answer.id) == (Type.ANSWER, 7)
+    other.close()
+    assert service.statistics().messages_dropped > 0
 
 
 def test_greetings_above_their_limits_are_dropped_and_counted(echo):
