@@ -7,8 +7,9 @@ Measured     bench/decision_driver.c drives the C scheduler with a clock of its 
              else is in the figures; less what reading the clock takes. The median of several rounds.
              With --instructions also what callgrind counts, which does not depend on the machine's load.
 
-Last result (bench/results/decision.json; 2 cores, load 3.7): 37 ns a decision with a lone caller, 76 with
-64 callers that come back within 100 us, 15 with 256 callers, 17 with Poisson calls, 127 with bursts.
+Last result (bench/results/decision.json; 2 cores, load 1.3): 49 ns a decision with a lone caller, 153 with
+64 callers that come back within 100 us, 22 with 256 callers, 24 with Poisson calls, 215 with bursts (160
+when the core was clocked higher).
 
 How to run   python -P bench/bench_decision.py [--calls 200000] [--rounds 5] [--instructions] [--json FILE]
              It compiles the C core with cc.

@@ -12,8 +12,8 @@ Printed: medians over the rounds of calls/s and of CPU microseconds per call (th
 and threads); then calls/s as a multiple of greedy's with the same execution, the median of the rounds' own
 ratios.
 
-Last result (bench/results/submit_overhead.json; 2 cores, uvloop): Runner inline makes 1.84, 1.40,
-1.39 and 1.81 times the calls of greedy at 1, 16, 256, 1024 callers; on a thread 1.15, 1.34, 1.38, 1.20 times.
+Last result (bench/results/submit_overhead.json; 2 cores, uvloop): Runner inline makes 1.79, 1.40,
+1.35 and 1.39 times the calls of greedy at 1, 16, 256, 1024 callers; on a thread 1.09, 1.54, 1.49, 1.14 times.
 
 How to run: python bench/bench_submit_overhead.py [--asyncio] [--rounds 5] [--seconds 0.3] [--json]
 """
