@@ -59,8 +59,6 @@ cdef extern from "policy.h" nogil:
         double arrival_rate_hz
         double return_fraction
         int64_t return_median_ns
-        double predicted_cost_ns
-        double actual_cost_ns
         int64_t held
         int64_t held_ns
 

@@ -111,16 +111,14 @@ void bt_policy_started(bt_policy *p, int64_t now_ns, uint64_t group, int64_t cal
     c->held_since_ns = 0;
 }
 
-/* Takes the flight that this batch was out of the table; its predicted cost, 0 if it is not known. */
-static int64_t land(bt_policy *p, uint64_t group, int64_t start_ns, int64_t rows) {
+/* Takes the flight that this batch was out of the table. */
+static void land(bt_policy *p, uint64_t group, int64_t start_ns, int64_t rows) {
     for (int i = 0; i < p->flight_count; i++) {
         bt_flight *f = &p->flights[i];
         if (f->start_ns != start_ns || f->rows != rows || f->group != group) continue;
-        int64_t mean_ns = f->mean_ns;
         *f = p->flights[--p->flight_count];
-        return mean_ns;
+        return;
     }
-    return 0;
 }
 
 static void learn_load(bt_policy *p, int64_t now_ns, int64_t rows, int64_t took_ns) {
@@ -143,17 +141,11 @@ static int is_planned(int64_t completions) {
 
 void bt_policy_finished(bt_policy *p, int64_t now_ns, uint64_t group, int64_t answered, int64_t rows,
                         int64_t padded_rows, int64_t took_ns, int ok) {
-    int64_t predicted_ns = land(p, group, now_ns - took_ns, rows);
+    land(p, group, now_ns - took_ns, rows);
     p->in_flight_rows = p->in_flight_rows > rows ? p->in_flight_rows - rows : 0;
     note_rows(p, now_ns, p->inside_rows - rows);
     learn_load(p, now_ns, rows, took_ns);
-    if (ok) {
-        if (predicted_ns > 0) {
-            p->seen.predicted_cost_ns += (double)predicted_ns;
-            p->seen.actual_cost_ns += (double)took_ns;
-        }
-        bt_cost_learn(&p->cost, padded_rows, (double)took_ns);
-    }
+    if (ok) bt_cost_learn(&p->cost, padded_rows, (double)took_ns);
     bt_costs costs = costs_of(p);
     if (is_planned(p->completions)) {
         bt_spacing_plan(&p->spacing, &costs, p->rows_per_ns, p->total_slots, p->options.max_batch_rows);

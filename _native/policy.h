@@ -71,8 +71,6 @@ typedef struct {
     double arrival_rate_hz;     /* rows a second, recent */
     double return_fraction;     /* of a batch's callers that call again soon */
     int64_t return_median_ns;   /* of those, after how long */
-    double predicted_cost_ns;   /* sums over finished batches, and what they took: */
-    double actual_cost_ns;      /* the ratio says whether the model is right */
     int64_t held;               /* releases that were held first */
     int64_t held_ns;            /* and for how long in all */
 } bt_policy_statistics;

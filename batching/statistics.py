@@ -23,8 +23,6 @@ class PolicyStatistics:
         arrival_rate_hz: rows a second, recently.
         return_fraction: of the callers of a batch, how many call again soon.
         return_median_ms: after how long, in milliseconds.
-        predicted_cost_ms: sum of the predicted costs of all finished batches.
-        actual_cost_ms: sum of what they took; about the same if the prediction is right.
         held: batches that were held open before their release.
         held_ms: for how long, in all.
     """
@@ -35,8 +33,6 @@ class PolicyStatistics:
     arrival_rate_hz: float
     return_fraction: float
     return_median_ms: float
-    predicted_cost_ms: float
-    actual_cost_ms: float
     held: int
     held_ms: float
 
