@@ -19,7 +19,7 @@
 #define SLACK_NS 50000
 #define SLACK_SHARE 16
 /* Of what a batch takes: nobody waits for others for longer, whatever they promise. */
-#define HOLD_SHARE 0.5
+#define HOLD_SHARE 1.0
 /* Of a batch, four months: so that nothing that is reckoned with predictions leaves 64 bits. */
 #define LONGEST_NS 1e16
 

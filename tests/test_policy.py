@@ -263,7 +263,7 @@ def test_a_start_that_is_put_off_is_not_put_off_again_and_again():
     assert 1 < engine.most_asked < 12
 
 
-def test_nobody_is_held_for_longer_than_half_of_what_his_batch_takes(engine):
+def test_nobody_is_held_for_longer_than_his_batch_takes(engine):
     engine.rounds(200, callers=64, apart_ns=10 * US)
     engine.drain()
     for _ in range(20):
@@ -271,7 +271,7 @@ def test_nobody_is_held_for_longer_than_half_of_what_his_batch_takes(engine):
         engine.call()
         called_ns = engine.now
         engine.run()
-        assert engine.now - called_ns <= 0.55 * engine.cost(1)
+        assert engine.now - called_ns <= 1.05 * engine.cost(1)
         engine.finish()
 
 

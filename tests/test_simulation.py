@@ -136,6 +136,14 @@ def test_a_closed_loop_of_one_has_the_latency_of_its_batches():
     assert outcome.duration_s == pytest.approx(100 * (0.001 + cost(1)))
 
 
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_callers_that_think_for_most_of_a_batch_are_waited_for(share):
+    loop = ClosedLoop(12, lambda rng: share * 0.001 * rng.uniform(0.9, 1.0))
+    outcome = simulate(loop, lambda rows, rng: 0.001 if rows <= 16 else 0.002, requests=12_000)
+    assert outcome.latency_s.mean() < 1.1 * 0.001
+    assert np.median(outcome.batch_rows) == 12
+
+
 def test_the_default_bound_of_the_queue_is_none_and_every_other_is_one():
     crowd = np.zeros(70_000)
     for options, most in (
