@@ -19,12 +19,15 @@ cdef extern from "zmqapi.h" nogil:
         int (*msg_copy)(bt_zmsg *to, bt_zmsg *source)
         void *(*msg_data)(bt_zmsg *m)
         int (*msg_close)(bt_zmsg *m)
+        int (*msg_get)(const bt_zmsg *m, int option)
 
     bt_zmq_table bt_zmq
     int BT_ZMQ_POLLIN
+    int BT_ZMQ_SOURCE_FD
     const char *bt_zmq_load(const char *path)
     int bt_zmq_events(void *socket)
     int bt_zmq_descriptor(void *socket)
+    void bt_zmq_widen(int descriptor)
 
 
 cdef extern from "message.h" nogil:

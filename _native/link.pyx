@@ -43,6 +43,7 @@ cdef class LinkSocket:
     cdef int fds[3]
     cdef bt_inbox inbox
     cdef bint closed
+    cdef bint widened
     cdef readonly bint lost
     """Whether the connection ended."""
 
@@ -121,6 +122,9 @@ cdef class LinkSocket:
         lost: nobody could say whose outcome was in it."""
         cdef bt_message *message
         while not self.closed and bt_inbox_receive(&self.inbox, self.raw) == 1:
+            if not self.widened:
+                self.widened = True
+                bt_zmq_widen(bt_zmq.msg_get(&self.inbox.zmsg[0], BT_ZMQ_SOURCE_FD))
             message = bt_message_new(self.inbox.zmsg, self.inbox.count)
             if message is NULL:
                 self.lost = True

@@ -79,6 +79,7 @@ static void greet(bt_plane *p, bt_message *m, const void *identity, size_t bytes
     if (peer == NULL) {
         int fd = bt_zmq.msg_get(&m->zmsg[0], BT_ZMQ_SOURCE_FD);
         peer = add_peer(p, g, identity, bytes, fd);
+        bt_zmq_widen(fd);
     }
     if (peer == NULL) return;
     bt_wire_greeting welcome = {

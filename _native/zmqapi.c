@@ -2,6 +2,9 @@
 
 #include <dlfcn.h>
 #include <string.h>
+#include <sys/socket.h>
+
+#define SEND_BYTES (1 << 20)
 
 bt_zmq_table bt_zmq;
 
@@ -51,4 +54,16 @@ int bt_zmq_descriptor(void *socket)
     int descriptor = -1;
     size_t bytes = sizeof descriptor;
     return bt_zmq.getsockopt(socket, BT_ZMQ_FD, &descriptor, &bytes) == 0 ? descriptor : -1;
+}
+
+/* libzmq leaves a local socket the kernel's buffer, which a packet of a hundred calls fills by half: the kernel
+ * then calls it full until the other end has read, and wakes libzmq once more for nothing, for every packet.
+ * On tcp the kernel finds the size itself, unless it is given one. */
+void bt_zmq_widen(int descriptor)
+{
+    struct sockaddr_storage name;
+    socklen_t bytes = sizeof name;
+    int size = SEND_BYTES;
+    if (getsockname(descriptor, (struct sockaddr *)&name, &bytes) == 0 && name.ss_family == AF_UNIX)
+        setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
 }

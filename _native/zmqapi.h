@@ -56,6 +56,9 @@ const char *bt_zmq_load(const char *path);
  * libzmq, which also handles what its I/O threads left for this socket. */
 int bt_zmq_events(void *socket);
 
+/* Lets a connection's end take in whole batches at once, if it is one on this machine. */
+void bt_zmq_widen(int descriptor);
+
 /* The descriptor that becomes readable when bt_zmq_events may have changed; -1 on error. */
 int bt_zmq_descriptor(void *socket);
 

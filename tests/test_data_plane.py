@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +86,27 @@ def test_a_data_plane_that_there_is_not_is_refused_with_those_that_there_are(sta
     monkeypatch.setenv("BATCHING_DATA_PLANE", "fast")
     with pytest.raises(ValueError, match="BATCHING_DATA_PLANE must be native or plain, got 'fast'"):
         start()
+
+
+def local_send_bytes(path: str) -> list[int]:
+    """The send buffers of this process's ends of connections over the socket file."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            one = socket.socket(fileno=os.dup(int(number)))
+            with one:
+                names = (one.getsockname(), one.getpeername())
+                if path in names:
+                    found.append(one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))
+    return found
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="descriptors are found in /proc")
+def test_both_ends_of_a_local_connection_take_in_more_than_a_batch_at_once() -> None:
+    with socket.socket(socket.AF_UNIX) as fresh:
+        usual = fresh.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    with runner_service(models.Double()) as service, connect(service.endpoint, "Double") as connected:
+        assert connected.run_batch([2]) == [4]
+        sizes = local_send_bytes(service.endpoint.removeprefix("ipc://"))
+    assert len(sizes) >= 3  # the service's to its worker and its client, and the client's
+    assert min(sizes) > usual
