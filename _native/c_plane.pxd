@@ -106,6 +106,7 @@ cdef extern from "plane.h" nogil:
         BT_EVENT_ASK
         BT_EVENT_RAN
         BT_EVENT_GROUP
+        BT_EVENT_LOST
 
     ctypedef struct bt_event:
         bt_event *next
@@ -131,6 +132,8 @@ cdef extern from "plane.h" nogil:
     int bt_plane_command(
         bt_plane *p, bt_command_kind kind, const char *token, bt_message *message, int64_t number
     )
+    void bt_plane_not_grouped(bt_plane *p, uint64_t ticket)
+    void bt_plane_no_numbers(bt_plane *p)
     bt_event *bt_plane_events(bt_plane *p)
     void bt_event_free(bt_event *e)
     int bt_plane_describe(bt_plane *p, const uint8_t *description, uint32_t bytes)

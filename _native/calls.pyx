@@ -196,6 +196,9 @@ cdef class Port:
         except RuntimeError:  # the loop is closed: nobody is left to be woken
             self._done.clear()
             self._drain_scheduled = False
+        except BaseException:  # no memory: whoever is next schedules it
+            self._drain_scheduled = False
+            raise
         return 0
 
     def drain(self):

@@ -121,15 +121,24 @@ cdef class LinkSocket:
         """Adds what is here, under the lock. Without memory for a message the connection is as good as
         lost: nobody could say whose outcome was in it."""
         cdef bt_message *message
-        while not self.closed and bt_inbox_receive(&self.inbox, self.raw) == 1:
+        cdef int received
+        while not self.closed:
+            received = bt_inbox_receive(&self.inbox, self.raw)
+            if received <= 0:
+                return 0
             if not self.widened:
                 self.widened = True
                 bt_zmq_widen(bt_zmq.msg_get(&self.inbox.zmsg[0], BT_ZMQ_SOURCE_FD))
-            message = bt_message_new(self.inbox.zmsg, self.inbox.count)
+            message = bt_message_new(self.inbox.zmsg, self.inbox.count) if received == 1 else NULL
             if message is NULL:
                 self.lost = True
                 return 0
-            messages.append(<uintptr_t>message)
+            try:
+                messages.append(<uintptr_t>message)
+            except MemoryError:
+                bt_message_drop(message)
+                self.lost = True
+                return 0
         return 0
 
     def close(self):

@@ -69,14 +69,20 @@ void bt_inbox_free(bt_inbox *in)
 
 int bt_inbox_receive(bt_inbox *in, void *socket)
 {
+    int lost = 0;
     bt_inbox_clear(in);
     for (;;) {
         if (in->count == in->capacity) {
             uint32_t capacity = in->capacity ? 2 * in->capacity : 8;
             bt_zmsg *grown = realloc(in->zmsg, capacity * sizeof *grown);
-            if (grown == NULL) return -1;
-            in->zmsg = grown;
-            in->capacity = capacity;
+            if (grown == NULL) {
+                if (in->count == 0) return -1;
+                bt_zmq.msg_close(&in->zmsg[--in->count]);
+                lost = 1;
+            } else {
+                in->zmsg = grown;
+                in->capacity = capacity;
+            }
         }
         bt_zmsg *m = &in->zmsg[in->count];
         bt_zmq.msg_init(m);
@@ -88,7 +94,7 @@ int bt_inbox_receive(bt_inbox *in, void *socket)
             return error == EAGAIN ? 0 : -1;
         }
         in->count++;
-        if (!bt_zmq.msg_more(m)) return 1;
+        if (!bt_zmq.msg_more(m)) return lost ? 2 : 1;
     }
 }
 

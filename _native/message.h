@@ -49,8 +49,9 @@ typedef struct {
     uint32_t capacity;
 } bt_inbox;
 
-/* Receives one whole message without waiting. 1 with its frames in the inbox,
- * 0 if there is none, -1 on an error of the socket (its context ended). */
+/* Receives one whole message without waiting. 1 with its frames in the inbox, 2 with as many
+ * of the first as there was memory for (two at least) and the others lost, 0 if there is none, -1 on an
+ * error of the socket (its context ended), or if there is no memory at all: then nothing is lost. */
 int bt_inbox_receive(bt_inbox *in, void *socket);
 void bt_inbox_clear(bt_inbox *in);
 void bt_inbox_free(bt_inbox *in);

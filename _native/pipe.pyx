@@ -36,6 +36,9 @@ from batching.errors import InvalidPayload, RunnerError
 
 __all__ = ["Pipe", "PipeEngine"]
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
 cdef extern from "numpy/arrayobject.h":
     object PyArray_Scalar(void *data, cnp.PyArray_Descr *descr, object base)
     bint PyDataType_REFCHK(cnp.PyArray_Descr *descr) nogil
@@ -245,10 +248,13 @@ cdef class Pipe:
         message = bt_outgoing_take(&self.out)
         if message is NULL:
             # Nobody knows which of the calls was in it: none may wait for ever.
-            self.fail_all(_no_memory)
-            self.is_open = True
+            self.lose()
         else:
-            self.send(<uintptr_t>message)
+            try:
+                self.send(<uintptr_t>message)
+            except BaseException:
+                self.lose()
+                raise
         if late_calls:
             settle([(call, None, late(call)) for call in late_calls])
         return 0
@@ -297,19 +303,38 @@ cdef class Pipe:
 
     def fail_all(self, make_error):
         """Shuts the pipe: what was not sent is dropped, every call gets `make_error()`."""
-        cdef Call call
-        cdef uint32_t place
-        cdef list calls = []
-        # No Python code runs until all of them are taken: a call that comes then is not concerned.
         self.is_open = False
+        self.fail_calls(make_error)
+
+    def lose(self):
+        """Fails every call that was made so far, because nobody knows whose outcomes were lost for want
+        of memory; calls are taken as before."""
+        self.fail_calls(_no_memory)
+
+    cdef int fail_calls(self, make_error) except -1:
+        cdef Call call
+        cdef Call first = None
+        cdef uint32_t place
+        # No Python code runs until all of them are taken: a call that comes then is not concerned.
+        # They are chained by what nobody looks at any more, since memory may be short.
         self.timed = False
         bt_outgoing_start(&self.out)
-        for place in range(self.places):
-            call = <Call>self.calls[place]
+        for place in range(self.places, 0, -1):
+            call = <Call>self.calls[place - 1]
             if call is not None:
                 self.free_place(call.id)
-                calls.append(call)
-        settle([(call, None, make_error()) for call in calls])
+                call.data = first
+                first = call
+        while first is not None:
+            call, first = first, <Call>first.data
+            call.data = None
+            try:
+                error = make_error()
+            except BaseException as failed:
+                error = failed
+            if set_outcome(call, None, error):
+                wake_surely(call)
+        return 0
 
     cdef int cancel_call(self, Call call) except -1:
         if self.free_place(call.id) is None:
@@ -327,18 +352,27 @@ cdef class Pipe:
     def receive(self, uintptr_t address):
         """Takes a message's records to their calls; returns those that are not about a
         call, as (type, id, text) tuples. Does not take the message over."""
-        cdef bt_message *message = <bt_message *>address
+        cdef list others = []
+        cdef list settled = []
+        try:
+            self.read(<bt_message *>address, others, settled)
+        finally:
+            # A loop is woken once however many of its calls are in the message.
+            for call in settled:
+                wake_surely(call)
+        return others
+
+    cdef int read(self, bt_message *message, list others, list settled) except -1:
         cdef bt_packet packet
         cdef bt_record record
         cdef bt_body body
         cdef Call call
         cdef int step
-        cdef list others = []
-        cdef list settled = []
         drop_returned()
         if bt_packet_open(&packet, message.frame[0].data, message.frame[0].bytes, message.frames) != 0:
             self.dropped += 1
-            return [(BT_ERROR, 0, "the service sent a malformed packet")]
+            others.append((BT_ERROR, 0, "the service sent a malformed packet"))
+            return 0
         while True:
             step = bt_packet_next(&packet, &record)
             if step == 0:
@@ -352,17 +386,20 @@ cdef class Pipe:
                 call = self.free_place(record.id)
                 if call is not None:
                     if (<PipeEngine>call.native).answer(call, message, &body.rows):
-                        settled.append(call)
+                        note(settled, call)
                 elif <uint32_t>record.id == QUESTION:
                     others.append((BT_ANSWER, record.id, PyBytes_FromStringAndSize(
                         <const char *>body.rows.meta, body.rows.meta_bytes)))
             elif record.type == BT_ERROR and record.id != 0:
                 call = self.free_place(record.id)
                 if call is not None:
-                    # Its caller knows its budget by the number that it gave.
-                    error = late(call) if body.error.code == BT_E_DEADLINE else self._error(&body.error)
+                    try:
+                        # Its caller knows its budget by the number that it gave.
+                        error = late(call) if body.error.code == BT_E_DEADLINE else self._error(&body.error)
+                    except BaseException as failed:
+                        error = failed
                     if set_outcome(call, None, error):
-                        settled.append(call)
+                        note(settled, call)
                 elif <uint32_t>record.id == QUESTION:
                     others.append((BT_ERROR, record.id, _text(body.error.texts[0], body.error.text_bytes[0])))
             elif record.type == BT_ERROR:
@@ -373,10 +410,7 @@ cdef class Pipe:
                                                          body.greeting.description_bytes)))
             else:
                 others.append((record.type, record.id, ""))
-        # A loop is woken once however many of its calls are in the message.
-        for call in settled:
-            wake(call)
-        return others
+        return 0
 
     def ask(self, uint32_t number):
         """Asks for the dispatcher's numbers, at once; returns the request's id."""
@@ -398,8 +432,27 @@ cdef class Pipe:
         )
 
 
+cdef int note(list settled, Call call) except -1:
+    """A call that has its outcome is to be woken."""
+    try:
+        settled.append(call)
+    except MemoryError:
+        wake_surely(call)
+    return 0
+
+
+cdef int wake_surely(Call call) except -1:
+    """It has its outcome: if there is no memory to say so, it is said when there is."""
+    while True:
+        try:
+            return wake(call)
+        except MemoryError:
+            with nogil:
+                sched_yield()
+
+
 def _no_memory():
-    return RunnerError("no memory for a packet of calls")
+    return RunnerError("the call or its outcome was lost: no memory for a packet of calls")
 
 
 cdef class PipeEngine(NativeEngine):
@@ -569,14 +622,13 @@ cdef class PipeEngine(NativeEngine):
     cdef bint answer(self, Call call, bt_message *message, bt_wire_rows *rows) except -1:
         """Decodes the rows and sets them as the call's outcome; 1 if it had none."""
         cdef ArrayKey key = self.answer_key
-        cdef size_t size
-        if key is None or rows.key_bytes != <size_t>PyBytes_GET_SIZE(key.key) or memcmp(
-            rows.key, PyBytes_AS_STRING(key.key), rows.key_bytes
-        ) != 0:
-            key = self.answer_keys.get(PyBytes_FromStringAndSize(<const char *>rows.key, rows.key_bytes))
-            if key is not None:
-                self.answer_key = key
         try:
+            if key is None or rows.key_bytes != <size_t>PyBytes_GET_SIZE(key.key) or memcmp(
+                rows.key, PyBytes_AS_STRING(key.key), rows.key_bytes
+            ) != 0:
+                key = self.answer_keys.get(PyBytes_FromStringAndSize(<const char *>rows.key, rows.key_bytes))
+                if key is not None:
+                    self.answer_key = key
             # A call that was described has more to it than its bytes: its index, its argument.
             if key is not None and call.data is None and (call.batched or rows.rows == 1):
                 value = self._array(call, message, rows, key)

@@ -84,16 +84,29 @@ static void command(bt_plane *p, bt_command *c)
 
 static void obey_commands(bt_plane *p, int close)
 {
+    int no_numbers;
+    uint64_t lost_below = bt_plane_lost(p, &no_numbers);
     bt_command *next;
     for (bt_command *c = bt_plane_take_commands(p, close); c != NULL; c = next) {
         next = c->next;
         command(p, c);
         if (c->message != NULL) bt_message_drop(c->message);
-        free(c);
+        if (c != &p->ending) free(c);
     }
+    bt_plane_fail_passed(p, lost_below);
+    if (!no_numbers) return;
+    bt_wire_error e = bt_plain_error(BT_E_OVERLOADED, "no memory for an answer");
+    bt_plane_fail_questions(p, &e);
 }
 
 /* ---- the thread --------------------------------------------------------------------------- */
+
+static void tell_drained(bt_plane *p)
+{
+    if (p->drained == NULL) return;
+    bt_plane_word(p, p->drained, BT_EVENT_DRAINED, NULL, NULL);
+    p->drained = NULL;
+}
 
 static void turn(bt_plane *p)
 {
@@ -104,10 +117,8 @@ static void turn(bt_plane *p)
     do {
         bt_plane_dispatch(p);
     } while (bt_plane_flush(p));
-    if (p->state == BT_DRAINING && !p->drained_told && p->ledger.by_request.count == 0) {
-        p->drained_told = 1;
-        bt_plane_event(p, BT_EVENT_DRAINED, NULL, NULL, NULL);
-    }
+    bt_plane_tell_lost(p);
+    if (p->state == BT_DRAINING && p->ledger.by_request.count == 0) tell_drained(p);
 }
 
 /* libzmq's descriptors tell of a change only once, and sending may have swallowed
@@ -139,6 +150,7 @@ static void linger(bt_plane *p, const int *fds)
 static int64_t wake_time(const bt_plane *p)
 {
     int64_t until_ns = p->until_ns;
+    if (p->local_lost) until_ns = bt_now_ns() + 1000000; /* for want of memory: tried again */
     if (p->run_timeout_ns < 0) return until_ns;
     for (const bt_peer *w = p->workers; w != NULL; w = w->next_worker) {
         if (w->hung) continue;
@@ -173,8 +185,10 @@ void bt_plane_run(bt_plane *p)
     bt_plane_flush(p);
     pthread_mutex_unlock(&p->lock);
     linger(p, fds);
-    if (!p->drained_told) bt_plane_event(p, BT_EVENT_DRAINED, NULL, NULL, NULL);
-    bt_plane_event(p, BT_EVENT_ENDED, NULL, NULL, NULL);
+    bt_plane_tell_lost(p);
+    tell_drained(p);
+    bt_plane_word(p, p->last, BT_EVENT_ENDED, NULL, NULL);
+    p->last = NULL;
 }
 
 /* ---- life ----------------------------------------------------------------------------------- */
@@ -215,7 +229,10 @@ bt_plane *bt_plane_new(const bt_plane_options *o)
     p->name = malloc(p->name_bytes + 1);
     p->description = malloc(o->description_bytes + 1);
     p->local = bt_peer_new(p, BT_ROLE_CLIENT, "", 0, -1);
-    if (p->name == NULL || p->description == NULL || p->local == NULL || bt_wake_open(&p->wake) != 0) {
+    p->drained = calloc(1, sizeof *p->drained);
+    p->last = calloc(1, sizeof *p->last);
+    if (p->name == NULL || p->description == NULL || p->local == NULL || p->drained == NULL || p->last == NULL ||
+        bt_wake_open(&p->wake) != 0) {
         bt_plane_free(p);
         return NULL;
     }
@@ -229,14 +246,17 @@ void bt_plane_free(bt_plane *p)
     for (bt_command *c = bt_plane_take_commands(p, 1), *next; c != NULL; c = next) {
         next = c->next;
         if (c->message != NULL) bt_message_drop(c->message);
-        free(c);
+        if (c != &p->ending) free(c);
     }
+    free(p->drained);
+    free(p->last);
     for (bt_event *e = p->events, *next; e != NULL; e = next) {
         next = e->next;
         bt_event_free(e);
     }
     for (bt_passed *passed = p->passed, *next; passed != NULL; passed = next) {
         next = passed->next;
+        bt_message_drop(passed->message);
         free(passed);
     }
     while (p->peers != NULL) bt_peer_free(p, p->peers);

@@ -68,6 +68,8 @@ typedef enum {
     BT_EVENT_RAN = 7,     /* 8 batches ended well, or 16, 32 and so on */
     BT_EVENT_GROUP = 8,   /* ticket, at_ns, message: its records from the first CALL or CANCEL on are to be
                              passed back, with the keys that the calls should have: BT_COMMAND_GROUPED */
+    BT_EVENT_LOST = 9,    /* outcomes of calls of this process are lost, for want of memory: no others will
+                             come for the calls that were made so far */
 } bt_event_kind;
 
 typedef struct bt_event {
@@ -97,9 +99,15 @@ void bt_plane_run(bt_plane *p);
 /* After bt_plane_run has returned: gives its descriptors back. Commands are refused already. */
 void bt_plane_close(bt_plane *p);
 
-/* From any thread. Takes over the message. 0, or -1 if the plane has ended or
- * there is no memory (the message is dropped). */
+/* From any thread. Takes over the message. 0; or -1 if the plane has ended, -2 if
+ * there is no memory (the message is dropped). BT_COMMAND_END needs no memory. */
 int bt_plane_command(bt_plane *p, bt_command_kind kind, const char *token, bt_message *message, int64_t number);
+
+/* After BT_EVENT_GROUP, instead of BT_COMMAND_GROUPED: the calls fail. Needs no memory. The
+ * owner is done with all tickets before this one. */
+void bt_plane_not_grouped(bt_plane *p, uint64_t ticket);
+/* After BT_EVENT_ASK, instead of BT_COMMAND_REPLY: the questions fail. Needs no memory. */
+void bt_plane_no_numbers(bt_plane *p);
 
 /* Waits for events; all that there are, in order, linked by next. The caller
  * frees each with bt_event_free. NULL after the last one was taken. One reader. */

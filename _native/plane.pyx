@@ -27,7 +27,7 @@ include "libzmq.pxi"
 
 __all__ = ["Plane"]
 
-cdef tuple KINDS = ("", "local", "ready", "kill", "drained", "ended", "ask", "ran", "group")
+cdef tuple KINDS = ("", "local", "ready", "kill", "drained", "ended", "ask", "ran", "group", "lost")
 
 
 @cython.final
@@ -52,6 +52,7 @@ cdef class Plane:
     """
 
     cdef bt_plane *_plane
+    cdef bt_event *_events  # that were heard of and not handed out yet
     cdef object _router, _monitor, _scheduler
     cdef pid_t _pid
 
@@ -84,6 +85,8 @@ cdef class Plane:
     def __dealloc__(self):
         # In a fork's child the thread is gone, and may have held a lock when it went.
         if self._plane is not NULL and self._pid == getpid():
+            while self._events is not NULL:
+                self._take_event()
             bt_plane_free(self._plane)
 
     def __reduce__(self):
@@ -101,39 +104,60 @@ cdef class Plane:
         the caller drops), "ready" and "kill" (text: the token of a supervised worker), "ask"
         (clients want `statistics`: `reply`), "ran" (8 batches ended well, or 16, 32 and so on),
         "drained", "ended", "group" (why: a ticket and the time in ns, number: the address of a
-        message, whose records from the first CALL or CANCEL on are for `grouped`; the caller drops it).
+        message, whose records from the first CALL or CANCEL on are for `grouped`; the caller drops it),
+        "lost" (no outcome comes any more for the calls of this process that were made so far).
+
+        Raises:
+            MemoryError: nothing is lost by that; to be called again.
         """
         cdef bt_event *event
-        cdef bt_event *next_event
         cdef list events = []
-        with nogil:
-            event = bt_plane_events(self._plane)
-        while event is not NULL:
-            next_event = event.next
-            if event.kind == BT_EVENT_GROUP:
-                events.append(("group", "", (event.ticket, event.at_ns), <uintptr_t>event.message))
-            else:
-                events.append((
-                    KINDS[<int>event.kind], (<bytes>event.token).decode("utf-8", "replace"),
-                    (<bytes>event.why).decode("utf-8", "replace"), <uintptr_t>event.message,
-                ))
+        if self._events is NULL:
+            with nogil:
+                self._events = bt_plane_events(self._plane)
+        while self._events is not NULL:
+            event = self._events
+            try:
+                if event.kind == BT_EVENT_GROUP:
+                    events.append(("group", "", (event.ticket, event.at_ns), <uintptr_t>event.message))
+                else:
+                    events.append((
+                        KINDS[<int>event.kind], (<bytes>event.token).decode("utf-8", "replace"),
+                        (<bytes>event.why).decode("utf-8", "replace"), <uintptr_t>event.message,
+                    ))
+            except MemoryError:
+                if not events:
+                    raise
+                break
             event.message = NULL
-            bt_event_free(event)
-            event = next_event
+            self._take_event()
         return events
+
+    cdef void _take_event(self) noexcept:
+        cdef bt_event *event = self._events
+        self._events = event.next
+        bt_event_free(event)
 
     def submit(self, uintptr_t message):
         """Calls and cancels of this process: the address of a message, which is taken over.
-        False if the plane takes no more."""
-        return bt_plane_command(self._plane, BT_COMMAND_LOCAL, b"", <bt_message *>message, 0) == 0
+        False if the plane takes no more. Raises MemoryError, and then has dropped it."""
+        return self._give(BT_COMMAND_LOCAL, b"", <bt_message *>message, 0)
 
     def grouped(self, uint64_t ticket, list frames):
         """After "group": the records, the calls with their keys, or ERROR records for them."""
-        bt_plane_command(self._plane, BT_COMMAND_GROUPED, b"", message_of(frames), <int64_t>ticket)
+        self._give(BT_COMMAND_GROUPED, b"", message_of(frames), <int64_t>ticket)
+
+    def not_grouped(self, uint64_t ticket):
+        """After "group", instead of `grouped`: its calls fail. Needs no memory."""
+        bt_plane_not_grouped(self._plane, ticket)
 
     def reply(self, bytes numbers):
         """After "ask": `statistics` as JSON, taken after that. For all who had asked by then."""
         self._command(BT_COMMAND_REPLY, b"", [numbers])
+
+    def no_numbers(self):
+        """After "ask", instead of `reply`: the questions fail. Needs no memory."""
+        bt_plane_no_numbers(self._plane)
 
     def worker_died(self, str token, list frames):
         """A supervised worker is gone; frames: one ERROR record that says how."""
@@ -152,16 +176,25 @@ cdef class Plane:
         self._command(BT_COMMAND_DISMISS, b"", None)
 
     def end(self, list frames):
-        """Fails what is left with this ERROR record, and has `run` return."""
-        self._command(BT_COMMAND_END, b"", frames)
+        """Fails what is left with this ERROR record, and has `run` return; also without memory."""
+        try:
+            self._command(BT_COMMAND_END, b"", frames)
+        except MemoryError:
+            self._give(BT_COMMAND_END, b"", NULL, 0)
 
     def set_limits(self, int64_t max_queue_rows, int64_t run_timeout_ns):
-        bt_plane_command(self._plane, BT_COMMAND_QUEUE_ROWS, b"", NULL, max_queue_rows)
-        bt_plane_command(self._plane, BT_COMMAND_TIMEOUT, b"", NULL, run_timeout_ns)
+        self._give(BT_COMMAND_QUEUE_ROWS, b"", NULL, max_queue_rows)
+        self._give(BT_COMMAND_TIMEOUT, b"", NULL, run_timeout_ns)
 
     cdef bint _command(self, bt_command_kind kind, bytes token, list frames) except -1:
-        cdef bt_message *message = NULL if frames is None else message_of(frames)
-        return bt_plane_command(self._plane, kind, token, message, 0) == 0
+        return self._give(kind, token, NULL if frames is None else message_of(frames), 0)
+
+    cdef bint _give(self, bt_command_kind kind, const char *token, bt_message *message, int64_t number) except -1:
+        """Takes the message over. False if the plane has ended; MemoryError if it was not told."""
+        cdef int refused = bt_plane_command(self._plane, kind, token, message, number)
+        if refused == -2:
+            raise MemoryError("no memory to tell the dispatcher")
+        return refused == 0
 
     def describe(self, bytes description):
         """What peers that greet from now on are told."""
@@ -206,7 +239,7 @@ cdef class Plane:
         if failed:
             raise MemoryError("no memory for the options")
         # Let it be asked again.
-        bt_plane_command(self._plane, BT_COMMAND_WAKE, b"", NULL, 0)
+        self._give(BT_COMMAND_WAKE, b"", NULL, 0)
 
     def close(self):
         """After `run` has returned: gives the descriptors back."""

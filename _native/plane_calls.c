@@ -147,6 +147,11 @@ void bt_plane_cancel(bt_plane *p, bt_peer *client, uint64_t request)
     if (place != BT_NOWHERE) cancel_entry(p, client, place);
 }
 
+void bt_plane_cancel_all(bt_plane *p, bt_peer *client)
+{
+    while (client->calls != BT_NOWHERE) cancel_entry(p, client, client->calls);
+}
+
 void bt_plane_fail_all(bt_plane *p, const bt_wire_error *error)
 {
     for (bt_peer *client = p->peers; client != NULL; client = client->next) {
@@ -430,18 +435,26 @@ void bt_plane_lose(bt_plane *p, bt_peer *worker, const bt_wire_error *error)
     while (worker->busy > 0) bt_plane_ended(p, worker->running[--worker->busy].batch, BT_DIED, error);
 }
 
+/* Has the supervisor end the worker. */
+static void give_up(bt_plane *p, bt_peer *worker, const char *why)
+{
+    if (worker->hung) return;
+    worker->hung = 1;
+    bt_plane_word(p, worker->last_word, BT_EVENT_KILL, worker->token, why);
+    worker->last_word = NULL;
+}
+
 void bt_plane_leave(bt_plane *p, bt_peer *peer)
 {
     if (peer->gone) return;
     if (peer->role != BT_ROLE_WORKER) {
         peer->gone = p->someone_gone = 1;
-        while (peer->calls != BT_NOWHERE) cancel_entry(p, peer, peer->calls);
+        bt_plane_cancel_all(p, peer);
         return;
     }
     if (peer->token[0] != 0) {
         /* Its supervisor tells how it died, and then its batches are dealt with. */
-        if (!peer->hung) bt_plane_event(p, BT_EVENT_KILL, peer->token, "it lost its connection", NULL);
-        peer->hung = 1;
+        give_up(p, peer, "it lost its connection");
         return;
     }
     char text[96];
@@ -472,8 +485,7 @@ void bt_plane_kill(bt_plane *p, bt_peer *worker, const char *why)
     char text[BT_WHY_BYTES + 40];
     if (worker->hung || worker->gone) return;
     if (worker->token[0] != 0) {
-        worker->hung = 1;
-        bt_plane_event(p, BT_EVENT_KILL, worker->token, why, NULL);
+        give_up(p, worker, why);
         return;
     }
     snprintf(text, sizeof text, "dismissed: %s", why);

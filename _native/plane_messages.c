@@ -52,16 +52,22 @@ static bt_peer *add_peer(bt_plane *p, const bt_wire_greeting *g, const void *ide
 {
     bt_peer *peer = bt_peer_new(p, g->role, identity, bytes, fd);
     if (peer == NULL || g->role == BT_ROLE_CLIENT) return peer;
+    bt_event *ready = NULL;
     peer->credits = g->credits < 1 ? 1 : g->credits > 1024 ? 1024 : g->credits;
     peer->pid = g->pid;
     peer->freed_at = ++p->clock;
     peer->running = calloc(peer->credits, sizeof *peer->running);
-    if (peer->running == NULL) {
+    read_token(g, peer->token);
+    if (peer->token[0] != 0) {
+        ready = calloc(1, sizeof *ready);
+        peer->last_word = calloc(1, sizeof *peer->last_word);
+    }
+    if (peer->running == NULL || (peer->token[0] != 0 && (ready == NULL || peer->last_word == NULL))) {
+        free(ready);
         bt_peer_free(p, peer);
         return NULL;
     }
-    read_token(g, peer->token);
-    if (peer->token[0] != 0) bt_plane_event(p, BT_EVENT_READY, peer->token, NULL, NULL);
+    if (ready != NULL) bt_plane_word(p, ready, BT_EVENT_READY, peer->token, NULL);
     return peer;
 }
 
@@ -81,7 +87,10 @@ static void greet(bt_plane *p, bt_message *m, const void *identity, size_t bytes
         peer = add_peer(p, g, identity, bytes, fd);
         bt_zmq_widen(fd);
     }
-    if (peer == NULL) return;
+    if (peer == NULL) {
+        bt_plane_reply(p, identity, bytes, BT_E_UNREACHABLE, "no memory for one more connection");
+        return;
+    }
     bt_wire_greeting welcome = {
         .role = BT_ROLE_DISPATCHER, .lowest_version = BT_WIRE_VERSION, .highest_version = BT_WIRE_VERSION,
         .name_bytes = p->name_bytes, .name = (const uint8_t *)p->name,
@@ -154,18 +163,21 @@ static void obey(bt_plane *p, bt_peer *peer, bt_message *m, const bt_checked *c)
     p->dropped++;
 }
 
-/* All records of a message, checked; the number, or -1 for one that breaks a rule. */
+enum { BROKEN = -1, NO_MEMORY = -2 };
+
+/* All records of a message, checked; the number, or BROKEN for one that breaks a rule (which a client
+ * is told), or NO_MEMORY. */
 static int64_t check(bt_plane *p, bt_peer *peer, const bt_message *m)
 {
     bt_packet packet;
     uint32_t n = 0;
     int step;
-    if (bt_packet_open(&packet, m->frame[0].data, m->frame[0].bytes, m->frames) != BT_WIRE_OK) return -1;
+    if (bt_packet_open(&packet, m->frame[0].data, m->frame[0].bytes, m->frames) != BT_WIRE_OK) return BROKEN;
     for (;; n++) {
         if (n == p->checked_capacity) {
             uint32_t capacity = n ? 2 * n : 64;
             bt_checked *grown = realloc(p->checked, capacity * sizeof *grown);
-            if (grown == NULL) return -1;
+            if (grown == NULL) return NO_MEMORY;
             p->checked = grown;
             p->checked_capacity = capacity;
         }
@@ -176,14 +188,14 @@ static int64_t check(bt_plane *p, bt_peer *peer, const bt_message *m)
         int broken =
             step <= 0 || bt_record_check(&c->record, bt_message_frame_size, m, &c->body) != BT_WIRE_OK;
         if (!broken) continue;
-        if (peer == NULL || peer->role != BT_ROLE_CLIENT) return -1;
+        if (peer == NULL || peer->role != BT_ROLE_CLIENT) return BROKEN;
         char text[BT_TEXT_BYTES] = "malformed packet";
         if (large) bt_too_large(p, m->bytes, "a message", text);
         bt_wire_error e = bt_plain_error(BT_E_MALFORMED, text);
         for (uint32_t i = 0; i < n + (step == 1); i++)
             if (p->checked[i].record.type == BT_CALL && p->checked[i].record.id != 0)
                 bt_write_error(&bt_peer_post(p, peer)->w, p->checked[i].record.id, &e);
-        return -1;
+        return BROKEN;
     }
 }
 
@@ -234,9 +246,10 @@ static int pass(bt_plane *p, bt_peer *peer, bt_message *m, int64_t rows)
     p->last_passed = &passed->next;
     p->passed_rows += rows;
     peer->passed++;
+    passed->message = e->message = m;
+    bt_message_keep(m);
     bt_message_keep(m);
     e->kind = BT_EVENT_GROUP;
-    e->message = m;
     e->ticket = passed->ticket;
     e->at_ns = bt_now_ns();
     bt_plane_tell(p, e);
@@ -254,27 +267,58 @@ static void pass_to_be_grouped(bt_plane *p, bt_peer *peer, bt_message *m, const 
         if (from->record.type == BT_CALL) bt_write_error(&bt_peer_post(p, peer)->w, from->record.id, &error);
 }
 
-/* The client whose message this was, if it is still there. */
-static bt_peer *returned(bt_plane *p, uint64_t ticket)
+/* Takes it out of the list; the client whose message this was, if it is still there. */
+static bt_peer *take_passed(bt_plane *p, bt_passed **at)
 {
-    bt_passed **at = &p->passed, *passed;
-    while (*at != NULL && (*at)->ticket != ticket) at = &(*at)->next;
-    if ((passed = *at) == NULL) return NULL;
+    bt_passed *passed = *at;
     *at = passed->next;
     if (passed->next == NULL) p->last_passed = at;
     p->passed_rows -= passed->rows;
     bt_peer *peer = p->peers;
     while (peer != NULL && (peer->gone || peer->number != passed->client)) peer = peer->next;
     if (peer != NULL) peer->passed--;
-    free(passed);
     return peer;
+}
+
+static void free_passed(bt_passed *passed)
+{
+    bt_message_drop(passed->message);
+    free(passed);
+}
+
+/* Fails every call of a message that was passed; it was checked before that. */
+static void fail_calls(bt_plane *p, bt_peer *peer, const bt_message *m, uint16_t code, const char *text)
+{
+    bt_wire_error e = bt_plain_error(code, text);
+    bt_packet packet;
+    bt_record record;
+    if (peer == NULL ||
+        bt_packet_open(&packet, m->frame[0].data, m->frame[0].bytes, m->frames) != BT_WIRE_OK)
+        return;
+    while (bt_packet_next(&packet, &record) == 1)
+        if (record.type == BT_CALL) bt_write_error(&bt_peer_post(p, peer)->w, record.id, &e);
+}
+
+void bt_plane_fail_passed(bt_plane *p, uint64_t below)
+{
+    while (p->passed != NULL && p->passed->ticket < below) {
+        bt_passed *passed = p->passed;
+        bt_peer *peer = take_passed(p, &p->passed);
+        fail_calls(p, peer, passed->message, BT_E_OVERLOADED, "the call could not be grouped: out of memory");
+        free_passed(passed);
+    }
 }
 
 /* What became of such a message: its records, and errors of those calls that could not be grouped. */
 void bt_plane_grouped(bt_plane *p, const bt_command *c)
 {
-    bt_peer *peer = returned(p, (uint64_t)c->number);
+    bt_passed **at = &p->passed, *passed;
+    while (*at != NULL && (*at)->ticket != (uint64_t)c->number) at = &(*at)->next;
+    if ((passed = *at) == NULL) return;
+    bt_peer *peer = take_passed(p, at);
     int64_t n = peer == NULL ? 0 : check(p, peer, c->message);
+    if (n == NO_MEMORY) fail_calls(p, peer, passed->message, BT_E_OVERLOADED, "no memory for the calls");
+    free_passed(passed);
     for (int64_t i = 0; i < n && !peer->gone; i++) {
         const bt_checked *checked = &p->checked[i];
         if (checked->record.type == BT_ERROR)
@@ -289,7 +333,12 @@ void bt_plane_receive(bt_plane *p, bt_message *m, const void *identity, size_t b
 {
     bt_peer *peer = bt_peer_find(p, identity, bytes);
     int64_t n = check(p, peer, m);
-    if (n < 0) {
+    if (n == NO_MEMORY) {
+        p->dropped++;
+        if (peer != NULL) bt_plane_forgo(p, peer);
+        return;
+    }
+    if (n == BROKEN) {
         p->dropped++;
         /* A worker's batches would never end: what it meant to say of them is lost. */
         if (peer != NULL && peer->role == BT_ROLE_WORKER) bt_plane_kill(p, peer, "it sent a malformed packet");
@@ -316,15 +365,18 @@ void bt_plane_receive(bt_plane *p, bt_message *m, const void *identity, size_t b
 
 void bt_plane_receive_all(bt_plane *p)
 {
-    for (int i = 0; i < MESSAGES_A_TURN && bt_inbox_receive(&p->inbox, p->router) == 1; i++) {
+    int received;
+    for (int i = 0; i < MESSAGES_A_TURN && (received = bt_inbox_receive(&p->inbox, p->router)) > 0; i++) {
         bt_zmsg *identity = &p->inbox.zmsg[0];
         if (p->inbox.count < 2 || bt_zmq.msg_size(identity) > BT_IDENTITY_BYTES) {
             p->dropped++;
             continue;
         }
-        bt_message *m = bt_message_new(&p->inbox.zmsg[1], p->inbox.count - 1);
+        bt_message *m = received == 1 ? bt_message_new(&p->inbox.zmsg[1], p->inbox.count - 1) : NULL;
         if (m == NULL) {
             p->dropped++;
+            bt_peer *peer = bt_peer_find(p, bt_zmq.msg_data(identity), bt_zmq.msg_size(identity));
+            if (peer != NULL) bt_plane_forgo(p, peer);
             continue;
         }
         bt_plane_receive(p, m, bt_zmq.msg_data(identity), bt_zmq.msg_size(identity));

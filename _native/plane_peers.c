@@ -109,6 +109,7 @@ void bt_peer_free(bt_plane *p, bt_peer *peer)
     drop_queue(peer);
     bt_outgoing_free(&peer->out);
     free(peer->running);
+    free(peer->last_word);
     free(peer);
 }
 
@@ -142,11 +143,32 @@ bt_peer *bt_peer_free_worker(bt_plane *p)
 
 static void cut_off(bt_plane *p, bt_peer *peer)
 {
+    const char *why = peer->trouble == ENOMEM ? "cut off: no memory for its calls and answers"
+                                              : "cut off: the client did not read its answers";
     p->cut_off++;
     peer->trouble = ECONNABORTED; /* once is enough */
     drop_queue(peer);
-    bt_plane_reply(p, peer->identity, peer->identity_bytes, BT_E_UNREACHABLE,
-                   "cut off: the client did not read its answers");
+    bt_plane_reply(p, peer->identity, peer->identity_bytes, BT_E_UNREACHABLE, why);
+}
+
+void bt_plane_forgo(bt_plane *p, bt_peer *peer)
+{
+    if (peer == p->local) {
+        p->local_lost = 1;
+    } else if (peer->role == BT_ROLE_WORKER) {
+        bt_plane_kill(p, peer, "no memory for what it sent");
+    } else if (peer->trouble == 0) {
+        peer->trouble = ENOMEM;
+        mark_dirty(p, peer);
+    }
+}
+
+void bt_plane_tell_lost(bt_plane *p)
+{
+    if (!p->local_lost) return;
+    bt_plane_cancel_all(p, p->local);
+    drop_queue(p->local);
+    if (bt_plane_event(p, BT_EVENT_LOST, NULL, NULL, NULL) == 0) p->local_lost = 0;
 }
 
 static void seal(bt_plane *p, bt_peer *peer)
@@ -154,7 +176,10 @@ static void seal(bt_plane *p, bt_peer *peer)
     bt_message *m = bt_outgoing_take(&peer->out);
     if (m == NULL) {
         /* Out of memory: nobody knows what was in it, so nobody may wait for it. */
-        if (peer != p->local) peer->trouble = ENOMEM;
+        if (peer == p->local)
+            p->local_lost = 1;
+        else
+            peer->trouble = ENOMEM;
         return;
     }
     /* Of a client that is behind, what waits must not keep whole results of others alive. */
@@ -202,7 +227,7 @@ static void send_queue(bt_plane *p, bt_peer *peer)
     while (peer->queue != NULL && peer->trouble == 0 && may_send(p, peer)) {
         bt_message *m = dequeue(peer);
         if (peer == p->local) {
-            bt_plane_event(p, BT_EVENT_LOCAL, NULL, NULL, m);
+            if (bt_plane_event(p, BT_EVENT_LOCAL, NULL, NULL, m) != 0) p->local_lost = 1;
             continue;
         }
         peer->sent_bytes += cost(m);
@@ -285,6 +310,8 @@ int bt_plane_flush(bt_plane *p)
             if (peer->gone) continue;
             send_queue(p, peer);
             if (peer->trouble == 0) continue;
+            if (peer->trouble == ENOMEM)
+                bt_plane_reply(p, peer->identity, peer->identity_bytes, BT_E_UNREACHABLE, "no memory for a batch");
             bt_plane_leave(p, peer);
             lost = 1;
             at = &p->dirty; /* leaving may have changed the list */
@@ -300,6 +327,25 @@ int bt_plane_flush(bt_plane *p)
     return lost;
 }
 
+/* ERROR without the words: it fits into what libzmq keeps of a message in the message itself. */
+static void say_bye(bt_plane *p, const void *identity, size_t bytes)
+{
+    static const uint8_t bye[BT_PACKET_HEADER + BT_RECORD_HEADER] = {
+        'B', 'A', 'T', 'C', BT_WIRE_VERSION, [8] = 1, [12] = BT_PACKET_HEADER + BT_RECORD_HEADER,
+        [BT_PACKET_HEADER] = BT_BYE, [BT_PACKET_HEADER + 4] = BT_RECORD_HEADER,
+    };
+    bt_zmsg parts[2];
+    if (bt_zmq.msg_init_size(&parts[0], bytes) != 0) return;
+    memcpy(bt_zmq.msg_data(&parts[0]), identity, bytes);
+    int sent = bt_zmq.msg_init_size(&parts[1], sizeof bye) == 0;
+    if (sent) {
+        memcpy(bt_zmq.msg_data(&parts[1]), bye, sizeof bye);
+        sent = bt_zmq.msg_send(&parts[0], p->router, BT_ZMQ_SNDMORE | BT_ZMQ_DONTWAIT) >= 0;
+        if (!sent || bt_zmq.msg_send(&parts[1], p->router, BT_ZMQ_DONTWAIT) < 0) bt_zmq.msg_close(&parts[1]);
+    }
+    if (!sent) bt_zmq.msg_close(&parts[0]);
+}
+
 void bt_plane_reply(bt_plane *p, const void *identity, size_t bytes, uint16_t code, const char *text)
 {
     bt_outgoing o = {0};
@@ -311,6 +357,8 @@ void bt_plane_reply(bt_plane *p, const void *identity, size_t bytes, uint16_t co
         /* To somebody who is no peer: it may well not be there. */
         bt_message_send(m, p->router, identity, bytes);
         bt_message_drop(m);
+    } else {
+        say_bye(p, identity, bytes);
     }
     bt_outgoing_free(&o);
 }

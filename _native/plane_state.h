@@ -41,6 +41,7 @@ typedef struct bt_peer {
     /* a worker's */
     struct bt_peer *next_worker;
     char token[BT_TOKEN_BYTES];
+    bt_event *last_word;          /* for its supervisor, made beforehand: told when it hangs or is lost */
     uint8_t hung;
     uint8_t leaving;              /* was told that no batch follows */
     uint32_t pid;
@@ -58,11 +59,12 @@ typedef struct bt_command {
     int64_t number;
 } bt_command;
 
-/* A message that the owner has, to group its calls. */
+/* A message that the owner has, to group its calls; it is kept, so that they can be failed. */
 typedef struct bt_passed {
     struct bt_passed *next;
     uint64_t ticket, client;
     int64_t rows;
+    bt_message *message;
 } bt_passed;
 
 /* For the dispatcher's numbers. */
@@ -98,7 +100,8 @@ struct bt_plane {
     uint64_t next_number, clock, next_ping;
     uint64_t dropped, cut_off;
     uint64_t ended_well;          /* batches */
-    int drained_told;
+    bt_event *drained, *last;     /* made beforehand: somebody waits for them */
+    int local_lost;               /* an outcome of this process's own calls could not be kept: all of them fail */
     bt_question *question;
     uint32_t questions, question_capacity;
     uint32_t asked;               /* the first so many are those that Python was asked for */
@@ -116,6 +119,9 @@ struct bt_plane {
     pthread_mutex_t gate;         /* the two queues */
     pthread_cond_t arrived;
     int closed;                   /* no command is taken any more */
+    uint64_t lost_below;          /* messages below this ticket that did not come back from the owner will not */
+    int no_numbers;               /* the owner cannot answer the questions that it was asked */
+    bt_command ending;            /* BT_COMMAND_END's: needs no memory */
     bt_command *commands, **last_command;
     bt_event *events, **last_event;
     int last_taken;
@@ -137,15 +143,25 @@ int bt_plane_flush(bt_plane *p);                        /* 1 if a peer was lost 
 void bt_plane_reply(bt_plane *p, const void *identity, size_t bytes, uint16_t code, const char *text);
 void bt_plane_pong(bt_plane *p, bt_peer *peer, uint64_t id);
 int bt_plane_holds(const bt_plane *p);                  /* whether something waits for a client to read */
+/* Something of the peer's, or for it, was lost for want of memory, and nobody knows of which calls: its
+ * connection ends with them. Of this process's own calls all fail, once there is memory to say so. */
+void bt_plane_forgo(bt_plane *p, bt_peer *peer);
+void bt_plane_tell_lost(bt_plane *p);
 /* plane_messages.c */
 void bt_plane_receive_all(bt_plane *p);
 void bt_plane_receive(bt_plane *p, bt_message *m, const void *identity, size_t bytes);
 void bt_plane_read_monitor(bt_plane *p);
 void bt_plane_grouped(bt_plane *p, const bt_command *c);
+/* Those below the ticket that did not come back fail: the owner lost them. */
+void bt_plane_fail_passed(bt_plane *p, uint64_t below);
 
 /* plane_queues.c */
 bt_command *bt_plane_take_commands(bt_plane *p, int close);
+/* What bt_plane_not_grouped and bt_plane_no_numbers said; before the commands are taken. */
+uint64_t bt_plane_lost(bt_plane *p, int *no_numbers);
 void bt_plane_tell(bt_plane *p, bt_event *e);
+/* The event, of this kind, with a token and a reason if there are any. */
+void bt_plane_word(bt_plane *p, bt_event *e, bt_event_kind kind, const char *token, const char *why);
 /* 0, or -1 without memory: the message was dropped. */
 int bt_plane_event(bt_plane *p, bt_event_kind kind, const char *token, const char *why, bt_message *message);
 
@@ -169,6 +185,7 @@ void bt_plane_goodbye(bt_plane *p, bt_peer *peer);
 void bt_plane_lose(bt_plane *p, bt_peer *worker, const bt_wire_error *error);
 void bt_plane_kill(bt_plane *p, bt_peer *worker, const char *why);
 void bt_plane_kill_hung(bt_plane *p, int64_t now_ns);
+void bt_plane_cancel_all(bt_plane *p, bt_peer *client);
 
 /* Says of something so large that it is above max_message_bytes. */
 void bt_too_large(const bt_plane *p, uint64_t bytes, const char *what, char *text);

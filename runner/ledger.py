@@ -179,17 +179,18 @@ class Ledger:
             buffers = slicer.cut(part.batch_offset, part.rows)
             entry.parts.append(Part(part.first_row, part.rows, result.key, buffers))
             if part.outcome == "answered":
-                self._forget(entry)
+                # In this order: one that raises, for want of memory, leaves a call that `fail_all` finds.
                 entry.parts.sort(key=lambda part: part.first_row)
                 entry.origin.answer(entry.parts)
+                self._forget(entry)
 
     def ended(self, now_ns: int, batch: int, how: Ending, failure: Failure) -> None:
         """A batch ended without a result. Some of its calls may run again."""
         for part in self.scheduler.finished(batch, now_ns, how):
             entry = self._entries.get(part.tag)
             if entry is not None and part.outcome in ("failed", "lost", "broken"):
-                self._forget(entry)
                 entry.origin.fail(failure)
+                self._forget(entry)
 
     def fail_all(self, failure: Failure) -> None:
         """Every call that is still here fails."""

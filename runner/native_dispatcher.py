@@ -121,11 +121,16 @@ class NativeDispatcher:
             self._pipe.fail_all(_closed)
 
     def _listen(self) -> None:
-        while events := self._plane.events():
+        while events := self._events():
             for event in events:
                 # An error of a hook is ours; it must not end the listening.
-                with suppress(Exception):
+                with suppress(BaseException):
                     self._obey(*event)
+
+    def _events(self) -> list[Any]:
+        while True:
+            with suppress(MemoryError):
+                return self._plane.events()
 
     def _obey(self, kind: str, text: str, why: Any, number: int) -> None:
         match kind:
@@ -133,21 +138,38 @@ class NativeDispatcher:
                 try:
                     if self._pipe is not None:
                         self._pipe.receive(number)
+                except BaseException:
+                    self._lose()
+                    raise
                 finally:
                     native.link.drop(number)
+            case "lost":
+                self._lose()
             case "ready":
                 self._hooks.worker_ready(text)
             case "kill":
                 self._hooks.kill_worker(text, why)
             case "ask":
-                self._plane.reply(json.dumps(self.statistics()).encode())
+                try:
+                    self._plane.reply(json.dumps(self.statistics()).encode())
+                except BaseException:
+                    self._plane.no_numbers()
+                    raise
             case "group":
                 ticket, at_ns = why
-                self._group(ticket, at_ns, number)
+                try:
+                    self._group(ticket, at_ns, number)
+                except BaseException:
+                    self._plane.not_grouped(ticket)
+                    raise
             case "ran":
                 self._hooks.batches_ran()
             case "drained":
                 self._drained.set()
+
+    def _lose(self) -> None:
+        if self._pipe is not None:
+            self._pipe.lose()
 
     def _group(self, ticket: int, at_ns: int, message: int) -> None:
         """Calls of a client that has not the runner's class: gives them the keys of their groups."""

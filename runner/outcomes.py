@@ -72,10 +72,11 @@ class Outcomes:
 
     def settle(self) -> None:
         if self._settled:
-            settled, self._settled = self._settled, []
-            settle(settled)
-            for call, _, _ in settled:
+            # Kept until all of them have it: another try passes over those that do.
+            settle(self._settled)
+            for call, _, _ in self._settled:
                 call.data = None  # a call and what was made of it refer to each other
+            self._settled.clear()
 
     def _decoded(self, part: Part) -> Any:
         # Into memory of the answer's own: the frames hold other callers' rows too.

@@ -88,7 +88,9 @@ class RunningService(Hooks):
             else LocalEngine(self._dispatcher, self._signature, self._outcomes, options, allow_pickle)
         )
         plan = WorkerPlan(recipe, self.endpoint, allow_pickle, options.concurrency, start_timeout_s)
-        self._supervisor = Supervisor(plan, workers, self._on_death, self._on_ready, self._on_unknown)
+        self._supervisor = Supervisor(
+            plan, workers, self._on_death, self._on_ready, self._on_unknown, self._on_failure
+        )
         self._dispatcher.start()
         self._supervisor.start()
 
@@ -163,6 +165,12 @@ class RunningService(Hooks):
         if death.setup is not None and not self._ready:
             # Nobody is there, and nobody may come: an error now is better than none.
             self._dispatcher.fail_calls(death.setup)
+
+    def _on_failure(self, error: BaseException) -> None:
+        text = f"the supervisor of the workers failed: {type(error).__name__}: {error}"
+        with suppress(InvalidStateError):
+            self.started.set_exception(RunnerClosed(text))
+        self._dispatcher.fail_calls(Failure(0, Code.CLOSED, text))
 
     # ---- its end ---------------------------------------------------------------------
 

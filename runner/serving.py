@@ -46,6 +46,8 @@ def rekeyed(hooks: Hooks, call: Rows) -> Rows | Failure:
         return model_failure(error.__cause__ or error, "group_by", call.id)
     except Exception as error:
         return Failure(call.id, Code.INVALID_PAYLOAD, str(error))
+    except BaseException as error:  # no hook ends the thread that serves everybody
+        return model_failure(error, "group_by", call.id)
 
 
 class Counters:

@@ -96,6 +96,7 @@ class Supervisor:
         on_death: with each Death, before the worker is replaced.
         on_ready: with the token of a worker that greeted and lives.
         on_unknown: with a token that no process here has, any more or at all.
+        on_failure: with what ended the supervisor itself, memory for instance: no worker is left.
 
     They are called in the supervisor's thread.
     """
@@ -107,12 +108,14 @@ class Supervisor:
         on_death: Callable[[Death], None],
         on_ready: Callable[[str], None],
         on_unknown: Callable[[str], None],
+        on_failure: Callable[[BaseException], None],
     ) -> None:
         self._plan = plan
         self._count = count
         self._on_death = on_death
         self._on_ready = on_ready
         self._on_unknown = on_unknown
+        self._on_failure = on_failure
         self._mailbox = Mailbox()
         self._selector = selectors.DefaultSelector()
         self._processes: dict[str, _Process] = {}
@@ -162,12 +165,16 @@ class Supervisor:
                 for key, _ in self._selector.select(self._timeout_s()):
                     self._event(key)
                 self._kill_late()
+        except BaseException as error:
+            self._on_failure(error)  # a bug of ours, or no memory: no caller may hang for it
+            raise
         finally:
-            # Empty after a stop. Not after an error of ours, and no caller may hang for that.
+            # Empty after a stop.
             self._stopping = True
             for process in list(self._processes.values()):
                 process.popen.kill()
-                self._died(process)
+                with suppress(Exception):
+                    self._died(process)
             self._selector.close()
             self._mailbox.close()
 

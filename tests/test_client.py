@@ -35,7 +35,7 @@ from batching import (
     connect,
     runner_service,
 )
-from batching.runner import client, client_link, connection, endpoints, native
+from batching.runner import client, client_link, connection, endpoints, native, native_dispatcher
 from batching.runner.client_link import Link
 from batching.runner.native import native_plane
 from batching.runner.native_dispatcher import NativeDispatcher
@@ -444,6 +444,31 @@ def test_calls_of_a_caller_without_the_class_are_grouped_by_whichever_dispatcher
         with pytest.raises(DeadlineExceeded):
             handle.run("a", deadline_ms=0)
         assert handle.run("a") == [1]
+
+
+class Mean(Lengths):
+    def group_by(self, text):
+        raise SystemExit(text)
+
+
+def test_a_group_by_that_asks_to_end_the_process_ends_its_own_call():
+    with runner_service(Mean()) as service, connect(service.endpoint, "Mean") as handle:
+        for _ in range(2):
+            with pytest.raises(RunnerError, match="group_by raised SystemExit: no"):
+                handle.run("no")
+
+
+@pytest.mark.skipif(not native_plane(), reason="of the native plane")
+def test_calls_that_cannot_be_grouped_for_want_of_memory_fail_and_later_ones_do_not(monkeypatch):
+    def short(*_):
+        monkeypatch.undo()
+        raise MemoryError
+
+    with runner_service(Lengths()) as service, connect(service.endpoint, "Lengths") as handle:
+        monkeypatch.setattr(native_dispatcher.Packet, "frames", short)
+        with pytest.raises(Overloaded, match="could not be grouped: out of memory"):
+            handle.run("a")
+        assert handle.run("bb") == [2]
 
 
 def test_a_cancelled_call_that_was_being_grouped_leaves_the_queue(test):

@@ -121,7 +121,7 @@ def test_a_child_that_lives_on_does_not_keep_the_workers_of_a_dead_parent(tmp_pa
 
 def test_a_child_that_is_forked_while_a_worker_starts_knows_what_keeps_it_alive(tmp_path, monkeypatch):
     plan = WorkerPlan(b"", f"ipc://{tmp_path}/none", True, 1, 60.0)
-    supervisor = Supervisor(plan, 1, lambda death: None, lambda token: None, lambda token: None)
+    supervisor = Supervisor(plan, 1, *[lambda what: None] * 4)
     at_start: list[int] = []
     popen = subprocess.Popen
 

@@ -984,6 +984,38 @@ def test_rows_that_wait_to_be_grouped_are_bounded_like_those_that_wait_in_the_qu
         link.drop(message)
 
 
+def test_calls_that_their_owner_could_not_group_fail_and_no_others(start):
+    service = start(groups=True)
+    client, worker = service.client(), service.worker()
+    client.call(1, 2)
+    client.send((PING, 1, None))
+    assert client.next()[0] == PONG
+    client.call(3)
+    events = []
+    while len(events) < 2:
+        events += service.plane.events()
+    (first, *_), (second, *_) = [event[2] for event in events]
+    service.plane.grouped(first, link.frames_of(events[0][3]))
+    service.plane.not_grouped(second)
+    assert client.outcome() == (3, OVERLOADED)
+    worker.reply(worker.next())
+    assert sorted(client.outcome() for _ in range(2)) == [(1, [1]), (2, [2])]
+    for *_, message in events:
+        link.drop(message)
+
+
+def test_questions_that_their_owner_cannot_answer_fail(service):
+    client = service.client()
+    client.send(ask(1))
+    assert service.event()[0] == "ask"
+    service.plane.no_numbers()
+    assert client.outcome() == (1, OVERLOADED)
+    client.send(ask(2))
+    assert service.event()[0] == "ask"
+    service.plane.reply(b"{}")
+    assert client.next()[:2] == (ANSWER, 2)
+
+
 def test_the_question_of_a_client_that_left_hurts_nobody(service):
     gone, client = service.client(), service.client()
     gone.send(ask(1), (BYE, 0, None))

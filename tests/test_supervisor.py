@@ -51,7 +51,12 @@ def unknown() -> queue.SimpleQueue[str]:
 
 
 @pytest.fixture
-def supervise(tmp_path, unknown):
+def failures() -> queue.SimpleQueue[BaseException]:
+    return queue.SimpleQueue()
+
+
+@pytest.fixture
+def supervise(tmp_path, unknown, failures):
     """Starts a supervisor of one worker; its deaths come through a queue."""
     started = []
 
@@ -59,7 +64,7 @@ def supervise(tmp_path, unknown):
         deaths: queue.SimpleQueue[Death] = queue.SimpleQueue()
         recipe = pickled(runner)
         plan = WorkerPlan(recipe, f"ipc://{tmp_path}/none", True, 1, start_timeout_s)
-        supervisor = Supervisor(plan, 1, deaths.put, lambda token: None, unknown.put)
+        supervisor = Supervisor(plan, 1, deaths.put, lambda token: None, unknown.put, failures.put)
         started.append(supervisor)
         supervisor.start()
         return supervisor, deaths
@@ -93,6 +98,19 @@ def test_a_token_of_no_process_is_named_as_unknown(supervise, pipe, unknown, tol
     supervisor, _ = supervise(Waits(str(pipe)))
     told(supervisor)
     assert unknown.get(timeout=PATIENCE_S) == "9-dead"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_ends_the_supervisor_itself_is_told_and_no_worker_is_left(
+    supervise, pipe, failures, monkeypatch
+):
+    supervisor, _ = supervise(Waits(str(pipe)))
+    pid = int(pipe.read_text())
+    monkeypatch.setattr(supervisor, "_on_unknown", lambda token: [].pop())
+    supervisor.ready("9-dead")
+    assert isinstance(failures.get(timeout=PATIENCE_S), IndexError)
+    supervisor.join()
+    assert not is_alive(pid)
 
 
 def test_a_death_is_noticed_without_pidfds_too(supervise, pipe, monkeypatch):
