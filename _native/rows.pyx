@@ -50,6 +50,8 @@ cdef enum:
     ALIGNMENT = 64
     # A pool keeps no buffer of which a taker would use less than one part in so many.
     WASTE = 4
+    # From so many bytes on memory is mapped anew by the system for each array.
+    LARGE = 1 << 20
 
 
 cdef cnp.ndarray new_array(cnp.ndarray like, int ndim, const cnp.npy_intp *shape):
@@ -348,6 +350,17 @@ def is_sole_reference(list box not None, Py_ssize_t at=0):
     return Py_REFCNT(<object>PyList_GET_ITEM(box, at)) == 1
 
 
+cdef Py_ssize_t _roomy(Py_ssize_t size) noexcept:
+    """Room for the next batches too, which have other sizes: the next power of two. The pages that nothing
+    is written to take no memory. A small buffer is made fast enough."""
+    cdef Py_ssize_t room = LARGE
+    if size <= LARGE // 2:
+        return size
+    while room < size:
+        room *= 2
+    return room
+
+
 cdef class BufferPool:
     """Large batch buffers that are used again, so that their pages are mapped only once.
 
@@ -376,6 +389,23 @@ cdef class BufferPool:
         cdef Py_ssize_t offset = self._aligned(buffer) - <char *>cnp.PyArray_DATA(buffer)
         return buffer[offset : offset + size].view(dtype).reshape(shape)
 
+    def is_alone(self, array):
+        """Whether no other object shows the array's memory: it has its own, or the pool's to itself.
+
+        The array itself may be referred to by anybody.
+        """
+        if type(array) is not np.ndarray:
+            return False
+        cdef object base = array.base
+        if base is None:
+            return True
+        if type(base) is not np.ndarray or base.base is not None:
+            return False
+        cdef Py_ssize_t i, known = 1  # the array's; and the variable's here
+        for i in range(PyList_GET_SIZE(self._buffers)):
+            known += PyList_GET_ITEM(self._buffers, i) == <PyObject *>base
+        return Py_REFCNT(base) == known + 1
+
     cdef char *_aligned(self, cnp.ndarray buffer):
         """The first byte of a buffer that is a multiple of ALIGNMENT."""
         cdef size_t address = <size_t>cnp.PyArray_DATA(buffer)
@@ -383,7 +413,7 @@ cdef class BufferPool:
 
     cdef cnp.ndarray _free_buffer(self, Py_ssize_t size):
         """A buffer of at least `size` bytes after its first aligned one."""
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, unfit = -1
         cdef PyObject *candidate
         size += ALIGNMENT
         for i in range(PyList_GET_SIZE(self._buffers)):
@@ -393,9 +423,11 @@ cdef class BufferPool:
                 continue
             if size <= cnp.PyArray_NBYTES(<cnp.ndarray>candidate) <= WASTE * size:
                 return <object>candidate
-            del self._buffers[i]
-            break
-        buffer = np.empty(size, dtype=np.uint8)
+            if unfit < 0:
+                unfit = i
+        if unfit >= 0 and PyList_GET_SIZE(self._buffers) >= self._keep:
+            del self._buffers[unfit]
+        buffer = np.empty(_roomy(size), dtype=np.uint8)
         if PyList_GET_SIZE(self._buffers) < self._keep:
             self._buffers.append(buffer)
         return buffer

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from .._native.rows import BufferPool, is_sole_reference
 from ..errors import InvalidPayload
 from ..payloads import Encoded, Var
@@ -112,21 +110,24 @@ class Model:
 
 
 class NativeModel(Model):
-    """The same of the native plane: the address of a message, or an ERROR."""
+    """The same of the native plane: the address of a message, or an ERROR.
 
-    def __init__(self, runner: Any, *, allow_pickle: bool) -> None:
+    `pool`: of large buffers, those of the batches that it is given too.
+    """
+
+    def __init__(self, runner: Any, pool: BufferPool, *, allow_pickle: bool) -> None:
         super().__init__(runner, allow_pickle=allow_pickle)
-        self._pool = BufferPool(keep=4)
+        self._pool = pool
 
     def _encoded(self, batch: Batch) -> list[Any]:
-        return batch.buffers
+        # From here on they are the model's alone.
+        buffers = batch.buffers.copy()
+        batch.buffers.clear()
+        return buffers
 
     def _answer(self, batch: Batch, result: list[Any]) -> Any:
-        array = result[0]
-        owned = type(array) is np.ndarray and array.base is None
-        del array
-        # What nobody else can reach is sent from where it is.
-        owned = owned and is_sole_reference(result)
+        # What nobody else can reach is sent from where it is: also the batch itself, if that is the result.
+        owned = is_sole_reference(result) and self._pool.is_alone(result[0])
         encoded = self._encode(batch, result)
         try:
             return native.batches.new_result(

@@ -32,9 +32,10 @@ _NEVER = -1
 
 
 class NativeWorkerLink:
-    """The dispatcher, as a worker sees it. Arguments and methods: as `WorkerLink`."""
+    """The dispatcher, as a worker sees it. Arguments and methods: as `WorkerLink`; `pool`: where the
+    memory of large batches comes from."""
 
-    def __init__(self, endpoint: str, hello: Greeting, *, redials: bool = False) -> None:
+    def __init__(self, endpoint: str, hello: Greeting, pool: BufferPool, *, redials: bool = False) -> None:
         self._endpoint = endpoint
         self._hello = hello
         self._standing = Standing(redials=redials)
@@ -42,7 +43,7 @@ class NativeWorkerLink:
         self._turn = threading.Lock()  # of waiting at the socket, and of what came
         self._socket: native.link.LinkSocket | None = None
         self._batches: deque[Batch] = deque()
-        self._pool = BufferPool(keep=4)
+        self._pool = pool
         self._loop: asyncio.AbstractEventLoop | None = None
         self._deliver: Callable[[Batch | None], None] = _nowhere
         self._watched: list[int] = []

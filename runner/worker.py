@@ -23,7 +23,9 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 import cloudpickle  # type: ignore[import-untyped]
+import numpy as np
 
+from .._native.rows import BufferPool
 from ..errors import RunnerError
 from .failures import model_failure
 from .host import host_of
@@ -34,6 +36,11 @@ from .wire import Greeting, Role, Type
 from .worker_link import WorkerLink
 
 __all__ = ["supervised", "work"]
+
+# That a worker keeps to use again: batches that came, and results that libzmq still sends.
+_LARGE_BUFFERS = 8
+# glibc looks at blocks below 32 MiB for that.
+_LARGEST_KEPT_BYTES = 31 << 20
 
 
 class _Inside:
@@ -68,11 +75,18 @@ def work(
     Raises what `_setup` raises.
     """
     runner._bind(_Inside())
-    native = native_plane()
-    model = (NativeModel if native else Model)(runner, allow_pickle=allow_pickle)
     description = json.dumps({"token": token}).encode()
     hello = Greeting(Type.HELLO, Role.WORKER, runner.name, description, credits, os.getpid())
-    link = (NativeWorkerLink if native else WorkerLink)(endpoint, hello, redials=redials)
+    model: Model
+    link: NativeWorkerLink | WorkerLink
+    if native_plane():
+        _keep_memory()
+        pool = BufferPool(keep=_LARGE_BUFFERS)
+        model = NativeModel(runner, pool, allow_pickle=allow_pickle)
+        link = NativeWorkerLink(endpoint, hello, pool, redials=redials)
+    else:
+        model = Model(runner, allow_pickle=allow_pickle)
+        link = WorkerLink(endpoint, hello, redials=redials)
 
     def begin() -> None:
         if ready is not None:
@@ -82,6 +96,12 @@ def work(
     host_of(runner, model, credits).run(link, begin)
     link.close()
     return link.refusal
+
+
+def _keep_memory() -> None:
+    """glibc gives what is freed back to the system, to be mapped anew for the next message, unless a block of
+    such a size was freed before: one is, of which no page was ever there."""
+    np.empty(_LARGEST_KEPT_BYTES, np.uint8)
 
 
 # ---- supervised --------------------------------------------------------------------

@@ -20,7 +20,9 @@ from batching._native.rows import BufferPool
 from batching._native.scheduler import Scheduler
 from batching.errors import InvalidPayload
 from batching.payloads import Fixed, Var
+from batching.runner.model import Batch, NativeModel
 from batching.runner.native_worker import NativeWorkerLink
+from batching.runner.recipe import signature_of
 from batching.runner.wire import Greeting, Type
 from batching.signature import Signature
 
@@ -1059,7 +1061,7 @@ class NoMemory:
 def test_a_batch_for_whose_rows_a_worker_has_no_memory_is_answered_with_that(start):
     service = start(max_batch_rows=1_000_000)
     hello = Greeting(Type.HELLO, WORKER, "model", credits=1)
-    worker = NativeWorkerLink(service.endpoint, hello)
+    worker = NativeWorkerLink(service.endpoint, hello, BufferPool())
     worker._pool = NoMemory()
     worker.start()
     batches = []
@@ -1109,3 +1111,44 @@ def test_a_call_that_was_encoded_wrongly_fails_alone(buffer, text):
         handle.run(1)
     calls.flush()
     assert (sent, len(calls)) == ([], 0)
+
+
+class Pool:
+    """Counts what is taken."""
+
+    def __init__(self):
+        self.pool, self.taken = BufferPool(keep=4), 0
+        self.is_alone = self.pool.is_alone
+
+    def take(self, dtype, shape):
+        self.taken += 1
+        return self.pool.take(dtype, shape)
+
+
+class Keeps(models.Echo):
+    """Returns its batch, and keeps the last row of it."""
+
+    def _run_batch(self, x):
+        self.kept = x[-1]
+        return x
+
+
+@pytest.mark.parametrize(("runner", "copies"), [(models.Echo, 0), (Keeps, 1)])
+def test_a_large_result_that_is_its_own_batch_is_copied_only_if_somebody_else_sees_it(runner, copies):
+    rows = np.arange(8 * 100_000, dtype="<f4").reshape(8, 100_000)
+    model, pool = runner(), Pool()
+    native = NativeModel(model, pool, allow_pickle=False)
+    buffer = Fixed(rows.nbytes // 8, pool.take(np.dtype("u1"), (rows.nbytes,)))
+    buffer.data[:] = rows.reshape(-1).view("u1")
+    taken = pool.taken
+    signature = signature_of(model)
+    key = signature.encode(signature.describe((rows,), {}, True).payload).key
+    batch = Batch(None, 7, 8, 8, key, [buffer])
+    del buffer
+    message = native.run(batch)
+    assert pool.taken - taken == copies
+    if copies:
+        model.kept[:] = -1  # behind the answer's back
+    frames = link.frames_of(message)
+    link.drop(message)
+    assert np.array_equal(np.frombuffer(b"".join(frames[1:]), "<f4").reshape(rows.shape), rows)

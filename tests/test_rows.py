@@ -170,6 +170,28 @@ def test_pool_keeps_no_buffer_that_would_be_mostly_waste() -> None:
     assert small.base.nbytes < 1 << 12
 
 
+def test_pool_maps_no_new_memory_for_large_batches_whose_sizes_vary() -> None:
+    pool = BufferPool(keep=4)
+    places = {address(pool.take(np.dtype("u1"), (megabytes << 20,))) for megabytes in (1, 2, 4, 9)}
+    for megabytes in (15, 5, 3, 14, 1, 6, 13, 2):
+        assert address(pool.take(np.dtype("u1"), (megabytes << 20,))) in places
+
+
+def test_pool_says_whether_an_array_has_its_memory_to_itself() -> None:
+    pool = BufferPool(keep=1)
+    kept, beyond, own = pool.take(np.dtype("u1"), (64,)), pool.take(np.dtype("u1"), (64,)), np.empty(4)
+    assert [pool.is_alone(array) for array in (kept, beyond, own)] == [True, True, True]
+    row, other = kept[:1], beyond[:1]
+    assert [pool.is_alone(array) for array in (kept, beyond, row, other)] == [False] * 4
+    del kept, beyond
+    assert [pool.is_alone(array) for array in (row, other)] == [True, True]
+    # Of somebody else's, which may write to it again: as many references, and not the pool's.
+    scratch = np.empty(64, np.uint8)
+    assert not pool.is_alone(scratch[:8])
+    assert not pool.is_alone(np.frombuffer(bytearray(8), np.uint8))
+    assert not pool.is_alone([1])
+
+
 def test_pool_buffer_held_through_the_buffer_protocol_is_not_handed_out() -> None:
     pool = BufferPool()
     held = (ctypes.c_char * 16).from_buffer(pool.take(np.dtype("u1"), (16,)))

@@ -18,6 +18,7 @@ from scripted import Script, Visit, script, serve
 from shell import Shell
 
 from batching import BatchOptions, Runner, connect, runner_service
+from batching._native.rows import BufferPool
 from batching.runner.host import host_of
 from batching.runner.model import Batch, Model
 from batching.runner.native import native_plane
@@ -261,7 +262,7 @@ def test_a_worker_that_is_asked_to_leave_while_it_dials_says_goodbye(tmp_path):
     delivered = []
     with RawDispatcher(f"ipc://{tmp_path}/raw") as dispatcher:
         hello = Greeting(Type.HELLO, Role.WORKER, "Echo", credits=1)
-        link = NativeWorkerLink(f"ipc://{tmp_path}/raw", hello, redials=True)
+        link = NativeWorkerLink(f"ipc://{tmp_path}/raw", hello, BufferPool(), redials=True)
 
         async def main():
             link.attach(delivered.append)
