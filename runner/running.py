@@ -1,6 +1,6 @@
 """RunningService: everything that exists between a service's start and its stop.
 
-Guarantees      1. what `__init__` started, `stop` and `abort` end: processes, threads, sockets, files;
+Guarantees      1. what `__init__` made and `begin` started, `stop` ends: processes, threads, sockets, files;
                 2. `started` gets its outcome as soon as all workers are ready, or one cannot be;
                 3. no call waits for workers that cannot be set up: it fails with what `_setup` raised.
 Why this shape  a service that is started again gets a new one of these, so that no state has
@@ -91,6 +91,9 @@ class RunningService(Hooks):
         self._supervisor = Supervisor(
             plan, workers, self._on_death, self._on_ready, self._on_unknown, self._on_failure
         )
+
+    def begin(self) -> None:
+        """Starts the threads, and with them the workers: whoever forks must know of this object by then."""
         self._dispatcher.start()
         self._supervisor.start()
 

@@ -181,6 +181,7 @@ class _Service:
                     self._runner, self._options, self._workers, self._wanted, self._start_timeout_s
                 )
                 self._abandoned = running.started
+                running.begin()
                 running.wait()
             except BaseException:
                 self._state = _State.STOPPED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 import signal
@@ -144,6 +145,27 @@ def test_a_child_that_is_forked_while_a_worker_starts_knows_what_keeps_it_alive(
     booted.set()
     supervisor.retire(0)
     supervisor.join()
+
+
+def test_a_child_that_is_forked_as_soon_as_there_is_a_worker_lets_go_of_it_and_is_a_client(monkeypatch):
+    children = []
+    begin = Supervisor.start
+
+    def writes_to():
+        fds = [int(fd) for fd in os.listdir("/dev/fd") if os.path.exists(f"/dev/fd/{fd}")]
+        return {os.fstat(fd).st_ino for fd in fds if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE}
+
+    def start(supervisor):
+        begin(supervisor)
+        wait_until(supervisor.lifelines, "a worker")
+        lifelines = {os.fstat(fd).st_ino for fd in supervisor.lifelines()}
+        children.append(in_a_child(lambda: (lifelines & writes_to(), service.endpoint)))
+
+    monkeypatch.setattr(Supervisor, "start", start)
+    service = runner_service(models.Double())
+    with service:
+        assert children == [(set(), service.endpoint)]
+        assert service.run(2) == 4
 
 
 def test_a_service_that_was_only_described_can_be_started_in_the_child():
