@@ -64,6 +64,38 @@ static void fade(bt_hazard *h, float factor) {
     h->unit /= UNIT_LIMIT;
 }
 
+/* ---- runs ------------------------------------------------------------------ */
+
+static float mean_gap_ns(const bt_hazard *h, int last) {
+    float survival = 1.0f, mean_ns = 0.0f;
+    for (int i = 0; i <= last; i++) {
+        float share = (float)bt_hazard_share(h, i);
+        mean_ns += (float)bin_width_ns(i) * survival * (1.0f - 0.5f * share);
+        survival *= 1.0f - share;
+    }
+    return mean_ns;
+}
+
+/* A call belongs to the run of the one before if it comes before the last bin in which, and up to which,
+ * calls come so much faster than on average. Calls of one instant were made together: they say nothing
+ * about the next. */
+void bt_arrivals_learn_runs(bt_arrivals *a) {
+    int last = a->gaps.last < BT_BINS - 1 ? a->gaps.last : BT_BINS - 2;
+    float per_ns = (float)BT_BURST / mean_gap_ns(&a->gaps, last);
+    float survival = 1.0f, gap_ns = 0.0f, hazard = 0.0f, time_ns = 0.0f;
+    a->run_share = a->run_gap_ns = 0.0;
+    for (int i = 1; i <= last; i++) {
+        float share = (float)bt_hazard_share(&a->gaps, i), width_ns = (float)bin_width_ns(i), news = -logf(1.0f - share);
+        gap_ns += width_ns * survival * (1.0f - 0.5f * share);
+        survival *= 1.0f - share;
+        hazard += news;
+        time_ns += width_ns;
+        if (news < per_ns * width_ns || hazard < per_ns * time_ns) continue;
+        a->run_share = 1.0 - (double)survival;
+        a->run_gap_ns = (double)gap_ns;
+    }
+}
+
 /* ---- crowds --------------------------------------------------------------- */
 
 void bt_arrivals_init(bt_arrivals *a) {

@@ -19,6 +19,8 @@
 #define BT_CROWDS 256 /* groups that are followed at once; others are served without waiting */
 #define BT_CROWD_HEADS 512
 
+/* Calls that come so much faster than on average are a run: a Poisson stream has none. */
+#define BT_BURST 3.0
 /* A population that is exceeded in fewer of the rounds is known. */
 #define BT_RARELY 0.1
 
@@ -56,6 +58,8 @@ typedef struct {
 typedef struct {
     bt_hazard returns;
     bt_hazard gaps;
+    double run_share;  /* of the gaps after a call: within a run */
+    double run_gap_ns; /* from one call of a run to the next, or until the run is over */
     double evidence; /* log likelihood of returns less that of gaps, fading */
     bt_crowd *last;  /* the crowd looked up last */
     uint16_t heads[BT_CROWD_HEADS]; /* by hash of the group: a place and 1; 0: none */
@@ -77,6 +81,9 @@ void bt_arrivals_correct(bt_crowd *c, int64_t inside);
 void bt_arrivals_completed(bt_arrivals *a, bt_crowd *c, int64_t now_ns, int64_t answered);
 /* Counts the time up to now, in which nobody came. */
 void bt_arrivals_advance(bt_arrivals *a, bt_crowd *c, int64_t now_ns);
+
+/* Finds how runs go on. Under a microsecond: for now and then. */
+void bt_arrivals_learn_runs(bt_arrivals *a);
 
 /* Callers that are out and may come back. */
 double bt_arrivals_missing(const bt_crowd *c);

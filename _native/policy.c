@@ -149,6 +149,7 @@ void bt_policy_finished(bt_policy *p, int64_t now_ns, uint64_t group, int64_t an
     bt_costs costs = costs_of(p);
     if (is_planned(p->completions)) {
         bt_spacing_plan(&p->spacing, &costs, p->rows_per_ns, p->total_slots, p->options.max_batch_rows);
+        bt_arrivals_learn_runs(&p->arrivals);
     }
     bt_crowd *c = bt_arrivals_find(&p->arrivals, group);
     if (!c) return;

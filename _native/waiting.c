@@ -16,14 +16,18 @@
  *
  *    with d cut short when everyone is back. This is the marginal value theorem
  *    (Charnov 1976) with one correction: who is missed is not lost, he is in the
- *    next batch, so the cost counts the missing as well as those who wait. With
- *    callers that think for much longer than a batch takes it never waits, and
- *    agrees with the semi-Markov optimum for Poisson arrivals.
+ *    next batch, so the cost counts the missing as well as those who wait. Here w
+ *    is taken for nothing: it is the wait of a whole round, chosen before, and to
+ *    count what this batch happens to have waited makes long holds longer still.
+ *    With callers that think for much longer than a batch takes it never waits,
+ *    and agrees with the semi-Markov optimum for Poisson arrivals.
  * 2. Runs. Otherwise the next call is foreseen from the time since the last one.
  *    Wait while p * v > d * n, p being the chance that it comes within d, and v
  *    what its joining saves: b/2 on a busy slot, which is the control limit
  *    Q* = lambda * b / 2 of Deb & Serfozo (1973); on an idle one, where nothing
- *    comes after the run, b less what the caller's rows cost those who wait.
+ *    comes after the run, b less what the caller's rows cost those who wait. The
+ *    calls of a run that come after the next one are worth as much each, less the
+ *    wait for them.
  * 3. Evidence. Both are weighed by how well each model has foreseen the arrivals
  *    so far, and a hope that rests on k arrivals counts 1 - 1/sqrt(k).
  * 4. The tail. The last straggler costs everybody a little and saves himself a
@@ -43,14 +47,14 @@
 
 #include <math.h>
 
-#define PATIENCE 0.1
+#define PATIENCE 0.125
 #define ENTER 0.95
 #define STAY 0.96
 #define STRAGGLERS 0.1
 /* Mean size of the batches that never waiting makes: below it there is mostly nobody to join. */
 #define ONE_BY_ONE 0.9
-/* Calls that come so much faster than on average are a run: a Poisson stream has none. */
-#define BURST 3.0
+/* No run is taken to go on for longer than for so many calls. */
+#define MOST_OF_A_RUN 20.0
 /* Of the callers: if more than so many are not back when another slot starts, slots share them as they come. */
 #define STILL_OUT 0.05
 /* Of the callers: so few are no stragglers (the rule is judged by its 99th percentile). */
@@ -116,8 +120,6 @@ static double gain_by_returns(const bt_arrivals *a, const bt_crowd *c, const bt_
         missing = fmin(missing, ceil(c->population / (double)m->total_slots) - m->calls);
         if (missing <= 0.0) return 0.0;
     }
-    int64_t idle_from_ns = m->oldest_ns > c->completed_ns ? m->oldest_ns : c->completed_ns;
-    double waited_ns = m->now_ns > idle_from_ns ? (double)(m->now_ns - idle_from_ns) : 0.0;
     double alone_ns = costs->of(costs->policy, m->rows);
     double patience_ns = fmax(0.0, PATIENCE * alone_ns - (double)(m->now_ns - m->newest_ns));
     double rows_per_call = m->rows / m->calls;
@@ -134,23 +136,29 @@ static double gain_by_returns(const bt_arrivals *a, const bt_crowd *c, const bt_
         double more = fmin(come * rows_per_call, m->room_rows);
         double rows = fmax(1.0, ceil(more));
         if (rows != whole) saved = saved_by(costs, m, alone_ns, whole = rows);
-        double worth = saved * more / whole + come * waited_ns + m->calls * back * patience_ns;
+        double worth = saved * more / whole + m->calls * back * patience_ns;
         double lost = spent_ns * (m->calls + missing - come + m->others);
         double gain = belief * worth - lost > best ? trust(walk.seen) * belief * worth - lost : 0.0;
         if (gain > best) {
             best = gain;
             *until_ns = m->now_ns + (walk.reached_ns - walk.since_ns);
         }
-        if (spent_ns * m->calls > 2.0 * missing * (alone_ns + waited_ns)) break;
+        if (spent_ns * m->calls > 2.0 * missing * alone_ns) break;
         if (most > whole) continue;
         /* The last row has begun to come: no later bin is worth more than everyone's coming. */
-        double end = saved * most / whole + missing * waited_ns + m->calls * patience_ns;
+        double end = saved * most / whole + m->calls * patience_ns;
         if (belief * end - spent_ns * (m->calls + m->others) <= best) break;
     }
     return best;
 }
 
 /* ---- 2: runs ------------------------------------------------------------------------------ */
+
+/* What the calls after the next one of a run are worth, if each of them saves as much as the next. */
+static double rest_of_run(const bt_arrivals *a, const bt_moment *m, double saved) {
+    double value = a->run_share * saved - (m->calls + 1.0 + m->others) * a->run_gap_ns;
+    return fmax(0.0, value) * fmin(1.0 / (1.0 - a->run_share), MOST_OF_A_RUN);
+}
 
 static double gain_by_run(const bt_arrivals *a, const bt_crowd *c, const bt_costs *costs, const bt_moment *m,
                           double belief, int64_t *until_ns) {
@@ -160,6 +168,7 @@ static double gain_by_run(const bt_arrivals *a, const bt_crowd *c, const bt_cost
     if (m->total_slots == 1) {
         double isolated = fmax(0.0, saved - m->calls * costs->model->row_ns * rows_per_call);
         saved = m->busy_share * 0.5 * saved + (1.0 - m->busy_share) * isolated;
+        saved += rest_of_run(a, m, saved);
     }
     saved /= (double)m->idle_slots;
     double best = 0.0, spent_ns = 0.0, before = 0.0;
@@ -186,7 +195,7 @@ static int in_burst(const bt_arrivals *a, const bt_crowd *c, const bt_moment *m)
     if (bin >= BT_BINS - 1) return 0;
     double width_ns = (double)(bt_bin_start_ns(bin + 1) - bt_bin_start_ns(bin));
     double calls_per_ns = m->rows_per_ns * m->calls / m->rows;
-    return -log(1.0 - bt_hazard_share(&a->gaps, bin)) > BURST * calls_per_ns * width_ns;
+    return -log(1.0 - bt_hazard_share(&a->gaps, bin)) > BT_BURST * calls_per_ns * width_ns;
 }
 
 int64_t bt_wait_decide(const bt_arrivals *a, const bt_crowd *c, const bt_costs *costs, const bt_moment *m) {

@@ -1,4 +1,4 @@
-/* Greedy, a fixed window, and BentoML's cork rule, written anew for bench_policy_regret.py.
+/* Greedy, a fixed window, BentoML's cork rule and a table of actions, for bench_policy_regret.py.
  *
  * Shares no line with the engine: a FIFO queue, workers that are separate devices, integer
  * nanoseconds. The bench compiles it and calls it through ctypes.
@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-enum { GREEDY, WINDOW, CORK };
+enum { GREEDY, WINDOW, CORK, TABLE };
 enum { CALL, END };
 
 typedef struct { int64_t at, order; int what; int64_t which; } event;
@@ -48,10 +48,11 @@ static void cork_learn(cork *k, double size, double took) {
 }
 
 /* latency[i] of call i in ns. arrivals NULL: a closed loop whose think times are taken from `thinks`
- * in the order of the answers (the first `callers` of them before the first calls). 0, or -1 out of memory. */
+ * in the order of the answers (the first `callers` of them before the first calls). TABLE takes table[n] calls
+ * when n wait, or none until another comes if that is 0; n from `size` on is as `size`. 0, or -1 out of memory. */
 int baseline(int rule, int64_t wait_ns, int64_t size, int64_t max_rows, int workers, int64_t calls,
              const int64_t *arrivals, int64_t callers, const int64_t *thinks, const int64_t *rows,
-             const int64_t *cost, int64_t *latency) {
+             const int64_t *cost, const int64_t *table, int64_t *latency) {
     agenda h = {malloc(sizeof(event) * (size_t)(calls + callers + workers + 8)), 0, 0};
     int64_t *called = malloc(sizeof(int64_t) * (size_t)calls), *caller = malloc(sizeof(int64_t) * (size_t)calls);
     int64_t *first = calloc((size_t)workers, sizeof(int64_t)), *taken = calloc((size_t)workers, sizeof(int64_t));
@@ -90,10 +91,13 @@ int baseline(int rule, int64_t wait_ns, int64_t size, int64_t max_rows, int work
             if (rule == CORK && queued < max_rows && n * ((double)(now - called[made - 1]) + 1e6 + k.a) <= 0.95 * k.mean_wait)
                 until = now + 1000000;
             if (until > now) { timer = until; break; }
+            int64_t most = max_rows;
+            if (rule == TABLE && made < calls) most = table[made - head < size ? made - head : size];
+            if (most == 0) break;
             int slot = 0;
             while (taken[slot]) slot++;
             int64_t sum = 0, from = head;
-            while (head < made && (head == from || sum + rows[head] <= max_rows)) sum += rows[head++];
+            while (head < made && (head == from || sum + rows[head] <= most)) sum += rows[head++];
             k.mean_wait += 0.05 * ((double)(now - called[from]) - k.mean_wait);
             queued -= sum;
             first[slot] = from, taken[slot] = head - from, began[slot] = now;

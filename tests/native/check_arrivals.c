@@ -1,4 +1,5 @@
-/* Which groups' callers are followed, when there are more groups than places. */
+/* Which groups' callers are followed, when there are more groups than places; what is known of runs. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -51,8 +52,28 @@ static void check_shares(void) {
         expect(bt_hazard_share(&a.returns, bin) < 1.0, "of those at risk, no more than all come");
 }
 
+/* Exponential gaps, the quantiles of which take turns; every so many calls one that is as long as a pause. */
+static void call_in_runs(int every, double gap_ns, double pause_ns) {
+    int64_t now_ns = 1000;
+    bt_arrivals_init(&a);
+    for (int i = 0; i < 4000; i++) {
+        double at = fmod(0.5 + 0.6180339887 * i, 1.0);
+        call(1, now_ns += 1 + (int64_t)(-log(1.0 - at) * (i % every == 0 ? pause_ns : gap_ns)));
+    }
+    bt_arrivals_learn_runs(&a);
+}
+
+static void check_runs(void) {
+    call_in_runs(20, 3e4, 3e7);
+    expect(a.run_share > 0.9 && a.run_share < 0.96, "nineteen of twenty calls have a next one in their run");
+    expect(a.run_gap_ns > 25000.0 && a.run_gap_ns < 45000.0, "which comes in the run's own pace");
+    call_in_runs(1, 3e4, 3e4);
+    expect(a.run_share <= 0.0, "calls that come at random are no runs");
+}
+
 int main(void) {
     check_shares();
+    check_runs();
     int64_t now_ns = 1000;
     bt_arrivals_init(&a);
     for (uint64_t group = 0; group < BT_CROWDS; group++) call(group * 7919, now_ns += 1000);
