@@ -2,7 +2,8 @@
 
 Guarantees      1. a connection is used for one handshake and its calls: when it ends, it
                    is over, and whoever wants another makes another;
-                2. `lost` is true as soon as the peer is gone, also without a word on tcp.
+                2. `lost` is true as soon as the peer is gone; after some heartbeats also if it went without
+                   a word: over tcp, or while a child of its process keeps a local socket open.
 Not promised    thread safety: the thread of its link owns it.
 Why this shape  libzmq reconnects by itself and would send what was queued before to
                 whoever listens then; a request is never sent again, so a socket ends with
@@ -17,6 +18,7 @@ from contextlib import suppress
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from .endpoints import set_heartbeats
 from .wire import BadPacket, Packet, Record, parse
 
 __all__ = ["Connection"]
@@ -24,8 +26,6 @@ __all__ = ["Connection"]
 # Nothing may wait unbounded but what callers wait for: a client's calls are bounded by
 # its callers, and what comes back by its calls. So neither side is bounded here.
 _HIGH_WATER = 0
-_HEARTBEAT_MS = 2_000
-_HEARTBEAT_TIMEOUT_MS = 6_000
 _LINGER_MS = 500
 _RECONNECT_MS = 50
 _LONGEST_RECONNECT_MS = 2_000
@@ -61,9 +61,7 @@ class Connection:
         socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         if patient:
             socket.setsockopt(zmq.RECONNECT_IVL_MAX, _LONGEST_RECONNECT_MS)
-        if endpoint.startswith("tcp:"):
-            socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+        set_heartbeats(socket, endpoint)
         self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         socket.connect(endpoint)
 

@@ -11,10 +11,17 @@ from contextlib import suppress
 from numbers import Real
 from pathlib import Path
 
-__all__ = ["PrivateDirectory", "allows_pickle", "checked", "checked_seconds", "distrust"]
+import zmq
+
+__all__ = ["PrivateDirectory", "allows_pickle", "checked", "checked_seconds", "distrust", "set_heartbeats"]
 
 # sun_path without its final zero, on Linux; four bytes more than macOS has.
 MAX_PATH_BYTES = 107 if os.uname().sysname == "Linux" else 103
+
+# libzmq's heartbeats, in milliseconds: how often, and how long without any message is the end. Over
+# ipc a connection nearly always ends with its processes, at once; but a child of one may keep it open.
+LOCAL_HEARTBEAT_MS = (10_000, 30_000)
+REMOTE_HEARTBEAT_MS = (2_000, 6_000)
 
 _TCP = re.compile(r"tcp://(?P<host>\[[^]]*\]|[^:]*):(?P<port>\d+|\*)")
 
@@ -27,6 +34,14 @@ def allows_pickle(endpoint: str) -> bool:
     anybody on this machine reaches it.
     """
     return endpoint.startswith("ipc://") and not distrust(endpoint)
+
+
+def set_heartbeats(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    """Has libzmq end connections of which nothing was heard for long. Before the socket gets its endpoint."""
+    remote = endpoint.startswith("tcp:")
+    interval_ms, timeout_ms = REMOTE_HEARTBEAT_MS if remote else LOCAL_HEARTBEAT_MS
+    socket.setsockopt(zmq.HEARTBEAT_IVL, interval_ms)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, timeout_ms)
 
 
 def distrust(endpoint: str) -> str:

@@ -12,6 +12,7 @@ from contextlib import suppress
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from .endpoints import set_heartbeats
 from .records import Bytes
 
 __all__ = ["Router", "source_fd"]
@@ -25,9 +26,6 @@ _SEND_HIGH_WATER = 20_000
 _RECEIVE_HIGH_WATER = 10_000
 # Messages taken in one turn before what they ask for is done.
 _MESSAGES_A_TURN = 1_000
-# On tcp a peer that vanished without a word is noticed by libzmq itself.
-_HEARTBEAT_MS = 2_000
-_HEARTBEAT_TIMEOUT_MS = 6_000
 _LINGER_MS = 500
 _PROBE_S = 1.0
 # Connections that may wait to be taken.
@@ -58,8 +56,7 @@ class Router:
             self._socket.setsockopt(zmq.USE_FD, self._file.detach())
         else:
             self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))
-            self._socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-            self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+        set_heartbeats(self._socket, endpoint)
         self._socket.bind(endpoint)
         self._socket.setsockopt(zmq.USE_FD, -1)
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)

@@ -30,7 +30,7 @@ from batching import (
     connect,
     runner_service,
 )
-from batching.runner import router, running
+from batching.runner import endpoints, running
 from batching.runner.encoding import from_encoded
 from batching.runner.wire import Buffer, Code, Greeting, Packet, Plain, Role, Rows, Type
 from batching.signature import Signature
@@ -612,12 +612,14 @@ def test_answers_for_a_client_that_is_behind_come_in_order_also_after_the_end(li
         peer.close()
 
 
-def test_a_worker_on_another_machine_that_freezes_is_noticed_by_its_heartbeat(monkeypatch, tmp_path):
-    # Over tcp, and without a supervisor, as it would be on another machine.
-    monkeypatch.setattr(router, "_HEARTBEAT_MS", 100)
-    monkeypatch.setattr(router, "_HEARTBEAT_TIMEOUT_MS", 400)
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:0", None])
+def test_a_worker_without_a_supervisor_that_freezes_is_noticed_by_its_heartbeat(
+    endpoint, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(endpoints, "REMOTE_HEARTBEAT_MS", (100, 400))
+    monkeypatch.setattr(endpoints, "LOCAL_HEARTBEAT_MS", (100, 2_000))
     with (
-        runner_service(models.Double(), endpoint="tcp://127.0.0.1:0") as service,
+        runner_service(models.Double(), endpoint=endpoint) as service,
         Shell(tmp_path, "worker", "models:Double", "--connect", service.endpoint) as worker,
     ):
         wait_until(lambda: service.statistics().workers_ready == 2, "the second worker")

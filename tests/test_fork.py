@@ -16,10 +16,11 @@ from typing import Any
 
 import models
 import pytest
-from fakes import PATIENCE_S, wait_until
+from fakes import PATIENCE_S, Caller, wait_until
 from scripted import is_alive
 
-from batching import Runner, RunnerClosed, connect, runner_service
+from batching import Runner, RunnerClosed, ServiceUnreachable, connect, runner_service
+from batching.runner import endpoints
 from batching.runner.supervisor import Supervisor, WorkerPlan
 
 pytestmark = [
@@ -116,6 +117,48 @@ def test_a_child_that_lives_on_does_not_keep_the_workers_of_a_dead_parent(tmp_pa
         worker, child = (int(word) for word in process.stdout.readline().split())
         try:
             wait_until(lambda: not is_alive(worker), "the end of the worker")
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_dead_service_whose_child_keeps_its_connections_open_is_noticed(tmp_path, monkeypatch):
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent("""
+        import os, signal, threading, warnings
+        from batching import Runner, runner_service
+        warnings.simplefilter("ignore")
+        class Waits(Runner):
+            def _run_batch(self, x):
+                if x == ["wait"]:
+                    threading.Event().wait()
+                return x
+        service = runner_service(Waits()).start()
+        print(service.endpoint, flush=True)
+        input()
+        child = os.fork()
+        if not child:
+            signal.pause()
+        print(child, flush=True)
+        signal.pause()
+    """)
+    )
+    monkeypatch.setattr(endpoints, "LOCAL_HEARTBEAT_MS", (100, 2_000))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (
+        subprocess.Popen([sys.executable, "-P", program], **pipes) as process,
+        connect(process.stdout.readline().strip(), "Waits") as handle,
+    ):
+        assert handle.run(1) == 1
+        process.stdin.write("fork\n")
+        process.stdin.flush()
+        child = int(process.stdout.readline())
+        try:
+            call = Caller(handle.run, "wait")
+            wait_until(lambda: handle.statistics().in_flight_batches == 1, "the call")
+            process.kill()
+            with pytest.raises(ServiceUnreachable, match="lost"):
+                call.result()
         finally:
             os.kill(child, signal.SIGKILL)
 

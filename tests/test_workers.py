@@ -19,6 +19,7 @@ from shell import Shell
 
 from batching import BatchOptions, Runner, connect, runner_service
 from batching._native.rows import BufferPool
+from batching.runner import endpoints
 from batching.runner.host import host_of
 from batching.runner.model import Batch, Model
 from batching.runner.native import native_plane
@@ -194,6 +195,42 @@ def test_a_service_that_was_killed_and_started_again_has_its_worker_back(tmp_pat
                 served.end()
         worker.signal(signal.SIGTERM)
         assert worker.end()[0] == 0
+
+
+def test_a_dead_worker_whose_child_keeps_the_connection_open_is_noticed(tmp_path, test, monkeypatch):
+    monkeypatch.setattr(endpoints, "LOCAL_HEARTBEAT_MS", (100, 2_000))
+    (tmp_path / "served.py").write_text(
+        textwrap.dedent(f"""
+        import os, signal
+        from scripted import Scripted
+        class Forks(Scripted):
+            def _run_batch(self, x):
+                child = os.fork()
+                if not child:
+                    os.close(1)
+                    os.close(2)
+                    signal.alarm(60)
+                    signal.pause()
+                    os._exit(0)
+                return super()._run_batch([child])
+        model = Forks({test.path!r}, name="Scripted")
+    """)
+    )
+    with serve(test) as service:
+        first, held = Caller(service.run, 0), test.expect_batch()  # the service's own worker is busy
+        with Shell(tmp_path, "worker", "served:model", "--connect", service.endpoint) as worker:
+            second, lost = Caller(service.run, 1), test.expect_batch()
+            try:
+                worker.signal(signal.SIGKILL)
+                assert worker.end()[0] == -signal.SIGKILL
+                wait_until(lambda: service.statistics().workers_ready == 1, "word of the death")
+            finally:
+                os.kill(lost.rows[0], signal.SIGKILL)
+        held.echo()
+        again = test.expect_batch()
+        assert again.rows == [1]
+        again.echo()
+        assert (first.result(), second.result()) == (0, 1)
 
 
 def test_pauses_between_dials_double_until_a_dispatcher_says_welcome():
