@@ -7,6 +7,7 @@ seconds, as `batching profile` writes it. Nothing is evaluated as code.
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ __all__ = ["read_cost", "read_trace"]
 
 _UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _TERM = re.compile(
-    r"(?P<number>\d+(?:\.\d*)?(?:e[+-]?\d+)?)\s*(?P<unit>s|ms|us|µs|ns)(?P<row>\s*\*\s*n)?", re.I
+    r"(?P<number>(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?P<unit>s|ms|us|µs|ns)(?P<row>\s*\*\s*n)?", re.I
 )
 
 
@@ -53,6 +54,10 @@ def read_cost(text: str) -> Cost:
 def _measured(path: Path) -> Cost:
     sizes: dict[int, list[float]] = {}
     for rows, seconds in _numbers(path, 2):
+        if rows < 1 or rows % 1 or seconds < 0:
+            raise ValueError(
+                f"{path}: a batch has 1, 2, ... rows and takes 0 s or more, got {rows:g},{seconds:g}"
+            )
         sizes.setdefault(int(rows), []).append(seconds)
     if not sizes:
         raise ValueError(f"{path} holds no measurement: a line is rows,seconds")
@@ -78,6 +83,9 @@ def read_trace(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     lines = list(_numbers(path, 1))
     if not lines:
         raise ValueError(f"{path} holds no arrival: a line is seconds, or seconds,rows")
+    for line in lines:
+        if len(line) > 1 and (line[1] < 0 or line[1] % 1):
+            raise ValueError(f"{path}: a call has 0, 1, 2, ... rows, got {line[1]:g}")
     times = np.array([line[0] for line in lines])
     rows = np.array([int(line[1]) if len(line) > 1 else 1 for line in lines], np.int64)
     order = np.argsort(times, kind="stable")
@@ -95,6 +103,8 @@ def _numbers(path: Path, least: int) -> Iterator[list[float]]:
                 if number == 1:
                     continue
                 raise ValueError(f"{path}, line {number}: {','.join(line)!r} is not numbers") from None
+            if not all(map(math.isfinite, values)):
+                raise ValueError(f"{path}, line {number}: {','.join(line)!r} must be finite")
             if len(values) < least:
                 raise ValueError(f"{path}, line {number}: {least} numbers are needed, got {len(values)}")
             yield values

@@ -5,9 +5,12 @@ Both are click commands that `cli.py` adds to its group; nothing here runs befor
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import csv
+import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,13 @@ import click
 import numpy as np
 
 from ..options import BatchOptions
-from ..simulation import FixedWindow, Greedy, Outcome, percentiles_ms, simulate
+from ..simulation import Cost, FixedWindow, Greedy, Outcome, percentiles_ms, simulate
 from ..simulation_inputs import read_cost, read_trace
+from .base import Runner
 
 __all__ = ["profile", "register", "simulate_command"]
+
+_DRAWS = 25  # of a cost that varies, for its median
 
 
 @click.command("simulate")
@@ -46,14 +52,12 @@ def simulate_command(
 
     TRACE is a CSV: a line for each call, its time in seconds and, if not 1, its rows.
     """
-    try:
+    with _mistakes_in_a_line():
         options = BatchOptions(
             max_batch_size=max_batch_size, max_latency_ms=max_latency_ms, objective=objective
         )
         seconds_of = read_cost(cost)
         arrivals_s, rows = read_trace(trace)
-    except (OSError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
 
     def outcome_of(policy: Greedy | FixedWindow | None) -> Outcome:
         return simulate(
@@ -61,25 +65,54 @@ def simulate_command(
         )
 
     engine = outcome_of(None)
-    click.echo(f"{len(arrivals_s)} calls in {engine.duration_s:.4g} s, {workers} workers, cost {cost}")
-    click.echo(f"{'':12}{'mean':>10}{'p50':>10}{'p90':>10}{'p99':>10}  answered   goodput  rows a batch")
+    devices = "1 worker" if workers == 1 else f"{workers} workers"
+    click.echo(f"{len(arrivals_s)} calls in {engine.duration_s:.4g} s, {devices}, cost {cost}")
+    click.echo(f"{'':12}{'mean':>11}{'p50':>11}{'p90':>11}{'p99':>11}  answered   goodput  rows a batch")
     for name, outcome in (("engine", engine), ("greedy", outcome_of(Greedy()))):
         click.echo(_line(name, outcome, max_latency_ms))
     reasons = ", ".join(f"{name} {count}" for name, count in engine.release_reasons.items() if count)
     click.echo(f"batches released: {reasons}")
+    if max_latency_ms is not None:
+        _warn_if_below_one_row(seconds_of, seed, max_latency_ms)
     if plot is not None:
-        _plot(engine, plot)
+        with _mistakes_in_a_line():
+            _plot(engine, plot)
+
+
+@contextlib.contextmanager
+def _mistakes_in_a_line() -> Iterator[None]:
+    """What is wrong with a file or a value is said without a traceback."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _warn_if_below_one_row(cost: Cost, seed: int, budget_ms: float) -> None:
+    rng = np.random.default_rng(seed)
+    one_row_ms = float(np.median([cost(1, rng) for _ in range(_DRAWS)])) * 1e3
+    if one_row_ms <= budget_ms:
+        return
+    click.echo(
+        f"a batch of one row takes {one_row_ms:.3g} ms, which is more than --max-latency-ms, {budget_ms:g}: "
+        "no call can be answered in time"
+    )
 
 
 def _line(name: str, outcome: Outcome, budget_ms: float | None) -> str:
     answered_ms = outcome.latency_s[~np.isnan(outcome.latency_s)] * 1e3
     mean_ms = float(answered_ms.mean()) if len(answered_ms) else float("nan")
     in_time = len(answered_ms) if budget_ms is None else int((answered_ms <= budget_ms).sum())
-    times = "".join(f"{value:>7.3g} ms" for value in (mean_ms, *percentiles_ms(outcome)))
+    times = "".join(f"{_digits(value):>8} ms" for value in (mean_ms, *percentiles_ms(outcome)))
     share = len(answered_ms) / max(1, len(outcome.latency_s))
     rows = float(outcome.batch_rows.mean()) if len(outcome.batch_rows) else 0.0
     goodput_hz = in_time / outcome.duration_s if outcome.duration_s else 0.0
     return f"{name:12}{times}  {share:7.1%}  {goodput_hz:7.4g}/s  {rows:.3g}"
+
+
+def _digits(value: float) -> str:
+    """Three digits, and no exponent for what takes seconds."""
+    return f"{value:.0f}" if value >= 1000.0 else f"{value:.3g}"
 
 
 def _plot(outcome: Outcome, path: Path) -> None:
@@ -128,14 +161,13 @@ def profile(target: str, input_path: Path, sizes: str, repeat: int, output: Path
     if any(size < 1 for size in batches):
         raise click.ClickException(f"--sizes must be 1 or more, got {sizes!r}")
     runner = _load(target)
-    example = np.load(input_path)
-    if example.ndim < 1 or not len(example):
-        raise click.ClickException(f"{input_path} holds no rows: its shape is {example.shape}")
-    runner._setup()
-    try:
-        measured = [(size, _seconds(runner._run_batch, example, size, repeat)) for size in batches]
-    finally:
-        runner._shutdown()
+    if not isinstance(runner, Runner):
+        raise click.ClickException(f"{target!r} is a {type(runner).__name__}: only a Runner has batches")
+    example = _rows_of(input_path)
+    with _mistakes_in_a_line():
+        output.touch()  # a place that cannot be written to is told before the model runs
+    with asyncio.Runner() as loop:
+        measured = _measured(runner, example, batches, repeat, loop)
     with output.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("rows", "seconds"))
@@ -143,6 +175,39 @@ def profile(target: str, input_path: Path, sizes: str, repeat: int, output: Path
     for size, times in measured:
         click.echo(f"{size:6} rows: {np.median(times) * 1e3:.4g} ms")
     click.echo(f"written to {output}")
+
+
+def _rows_of(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            example = np.lib.format.read_array(file)
+    except ValueError as error:
+        raise click.ClickException(f"{path} is no .npy file of numbers") from error
+    if example.ndim < 1 or not len(example):
+        raise click.ClickException(f"{path} holds no rows: its shape is {example.shape}")
+    return example
+
+
+def _measured(
+    runner: Runner, example: Any, sizes: list[int], repeat: int, loop: asyncio.Runner
+) -> list[tuple[int, list[float]]]:
+    """Seconds of `repeat` batches of each size; hooks that are async def run on `loop`."""
+
+    def finished(value: Any) -> Any:
+        return loop.run(_result_of(value)) if inspect.isawaitable(value) else value
+
+    finished(runner._setup())
+    try:
+        return [
+            (size, _seconds(lambda batch: finished(runner._run_batch(batch)), example, size, repeat))
+            for size in sizes
+        ]
+    finally:
+        finished(runner._shutdown())
+
+
+async def _result_of(value: Awaitable[Any]) -> Any:
+    return await value
 
 
 def _seconds(run: Callable[[Any], Any], example: Any, size: int, repeat: int) -> list[float]:

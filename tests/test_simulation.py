@@ -6,12 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from batching import BatchOptions
-from batching.runner.cli_simulate import profile, simulate_command
 from batching.simulation import ClosedLoop, FixedWindow, Greedy, simulate
-from batching.simulation_inputs import read_cost, read_trace
 
 MOST = 8
 
@@ -195,82 +192,3 @@ def test_an_error_in_the_cost_reaches_the_caller():
 
     with pytest.raises(LookupError, match="no such size"):
         simulate([0.0], broken)
-
-
-@pytest.mark.parametrize(
-    ("text", "rows", "seconds"),
-    [("1ms + 20us*n", 10, 0.0012), ("5ms", 3, 0.005), ("2e2ns*n+1s", 10, 1.000002), ("1.5ms*n", 2, 0.003)],
-)
-def test_a_cost_is_read_as_it_is_written(text, rows, seconds):
-    assert read_cost(text)(rows, np.random.default_rng(0)) == pytest.approx(seconds)
-
-
-@pytest.mark.parametrize("text", ["", "1", "__import__('os')", "1ms - 1us*n", "1 parsec"])
-def test_what_is_no_cost_is_refused(text):
-    with pytest.raises(ValueError, match="is neither"):
-        read_cost(text)
-
-
-def test_measured_costs_are_read_and_interpolated(tmp_path):
-    path = tmp_path / "cost.csv"
-    path.write_text("rows,seconds\n1,0.001\n1,0.001\n4,0.004\n8,0.008\n")
-    measured = read_cost(str(path))
-    rng = np.random.default_rng(0)
-    assert [measured(rows, rng) for rows in (1, 2, 8, 16)] == pytest.approx([0.001, 0.002, 0.008, 0.016])
-
-
-def test_a_trace_is_sorted_and_starts_at_zero(tmp_path):
-    path = tmp_path / "trace.csv"
-    path.write_text("seconds,rows\n12.5,2\n12.0,1\n")
-    times, rows = read_trace(path)
-    assert times.tolist() == [0.0, 0.5]
-    assert rows.tolist() == [1, 2]
-
-
-def test_a_line_that_is_not_numbers_is_named(tmp_path):
-    path = tmp_path / "trace.csv"
-    path.write_text("0.1\nsoon\n")
-    with pytest.raises(ValueError, match="line 2: 'soon'"):
-        read_trace(path)
-
-
-def test_the_command_line_says_what_to_expect(tmp_path):
-    path = tmp_path / "trace.csv"
-    path.write_text("\n".join(str(time) for time in trace()))
-    done = CliRunner().invoke(
-        simulate_command,
-        [str(path), "--cost", "1ms + 500us*n", "--max-batch-size", "8", "--max-latency-ms", "50"],
-    )
-    assert done.exit_code == 0, done.output
-    assert "300 calls" in done.output
-    assert "engine" in done.output
-    assert "greedy" in done.output
-
-
-def test_the_command_line_explains_a_cost_that_it_does_not_understand(tmp_path):
-    path = tmp_path / "trace.csv"
-    path.write_text("0\n1\n")
-    done = CliRunner().invoke(simulate_command, [str(path), "--cost", "cheap"])
-    assert done.exit_code == 1
-    assert "'cheap'" in done.output
-
-
-@pytest.mark.slow
-def test_the_command_line_profiles_a_runner_and_plots_what_its_cost_comes_to(tmp_path):
-    pytest.importorskip("matplotlib", reason="a picture needs the group plot")
-    names = ("x.npy", "cost.csv", "trace.csv", "out.png")
-    rows, costs, trace_csv, picture = (tmp_path / name for name in names)
-    np.save(rows, np.zeros((4, 8), dtype=np.float32))
-    np.savetxt(trace_csv, trace(calls=200))
-    profiled = CliRunner().invoke(
-        profile,
-        ["models:double", "--input", str(rows), "--sizes", "1,8", "--repeat", "2", "--output", str(costs)],
-    )
-    assert profiled.exit_code == 0, profiled.output
-    lines = costs.read_text().splitlines()
-    assert lines[0] == "rows,seconds"
-    assert sorted({line.split(",")[0] for line in lines[1:]}) == ["1", "8"]
-    arguments = [str(trace_csv), "--cost", str(costs), "--plot", str(picture)]
-    simulated = CliRunner().invoke(simulate_command, arguments)
-    assert simulated.exit_code == 0, simulated.output
-    assert picture.read_bytes().startswith(b"\x89PNG")
