@@ -118,7 +118,8 @@ typedef enum {
     BT_RAISED = 1,  /* the model raised */
     BT_DIED = 2,    /* the worker died or was lost with the batch */
     BT_INVALID = 3, /* wrong type or row count: never run again */
-    BT_UNRUN = 4,   /* handed back before it was started: runs next, and counts for nothing */
+    BT_UNRUN = 4,   /* handed back before it was started: runs next, and counts for nothing; but the
+                       16th time in a row is BT_DIED */
     BT_UNSENT = 5,  /* too much to be sent to a worker: its halves run next, by call; a call alone
                        is to get the error. Says nothing of the model */
 } bt_finish;

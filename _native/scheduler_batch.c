@@ -14,7 +14,8 @@
 
 #include "scheduler_state.h"
 
-#define DEATHS_AT_MOST 3 /* workers that one call may cost */
+#define DEATHS_AT_MOST 3   /* workers that one call may cost */
+#define RETURNS_AT_MOST 16 /* of a batch in a row: the last is taken for a death */
 
 /* ---- the slab ------------------------------------------------------------- */
 
@@ -62,6 +63,7 @@ bt_batch *bt_batch_new(bt_scheduler *s, bt_group *g, bt_trial *trial, size_t par
     b->state = BT_BATCH_SEALED;
     b->group = g;
     b->trial = trial;
+    b->returns = 0;
     b->part_count = 0;
     b->rows = 0;
     b->tightest_ns = BT_NEVER;
@@ -277,8 +279,8 @@ static void answer_all(bt_scheduler *s, bt_batch *b) {
 
 /* Seals the entries [from, to) of a batch that are to run again and whose calls
  * have seen `deaths` deaths (-1: any number; there is one) as one batch on top of
- * the stack. Out of memory they fail instead. */
-static void seal(bt_scheduler *s, bt_batch *b, size_t from, size_t to, int32_t deaths, bt_outcome otherwise) {
+ * the stack, and returns it. Out of memory they fail instead, and it returns NULL. */
+static bt_batch *seal(bt_scheduler *s, bt_batch *b, size_t from, size_t to, int32_t deaths, bt_outcome otherwise) {
     bt_batch *sealed = bt_batch_new(s, b->group, b->trial, to - from);
     for (size_t i = from; i < to; i++) {
         if (s->settled[i].outcome != BT_RERUN) continue;
@@ -291,6 +293,7 @@ static void seal(bt_scheduler *s, bt_batch *b, size_t from, size_t to, int32_t d
         count_sealed(s, &b->parts[i]);
     }
     if (sealed) link_first(&s->sealed, sealed);
+    return sealed;
 }
 
 /* Makes the batch part of a trial, its first unless it is a re-run itself. */
@@ -353,11 +356,18 @@ static void settle_died(bt_scheduler *s, bt_batch *b) {
     if (together) seal(s, b, 0, b->part_count, 1, BT_LOST);
 }
 
-/* As if it had not been handed out, except that its rows have left the queue once. */
+/* As if it had not been handed out, except that its rows have left the queue once. Workers that
+ * take a batch and leave, one after the other, must not keep its calls for ever. */
 static void settle_unrun(bt_scheduler *s, bt_batch *b, size_t live) {
     if (live == 0) return;
-    if (open_trial(s, b)) fail_all(s, b, BT_LOST);
-    else seal(s, b, 0, b->part_count, -1, BT_LOST);
+    if (b->returns + 1 == RETURNS_AT_MOST) {
+        settle_died(s, b);
+    } else if (open_trial(s, b)) {
+        fail_all(s, b, BT_LOST);
+    } else {
+        bt_batch *sealed = seal(s, b, 0, b->part_count, -1, BT_LOST);
+        if (sealed) sealed->returns = b->returns + 1;
+    }
 }
 
 /* A running batch, or NULL. */

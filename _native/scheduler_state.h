@@ -95,6 +95,7 @@ struct bt_batch {
     bt_trial *trial;        /* NULL: formed from the queue */
     bt_part *parts;
     size_t part_count, part_capacity;
+    int32_t returns;        /* times in a row that it was handed back */
     int64_t rows;
     int64_t padded_rows;
     int64_t started_ns;

@@ -20,6 +20,7 @@ MOST_PASSED_OVER = 64
 # Clients that a batch is shared out among, at most.
 MOST_SHARERS = 32
 DEATHS_AT_MOST = 3
+RETURNS_AT_MOST = 16
 NEVER = 2**63 - 1
 
 
@@ -104,6 +105,7 @@ class Batch:
     parts: list[Part] = field(default_factory=list)
     id: int = 0
     release: Release | None = None
+    returns: int = 0
 
     @property
     def rows(self) -> int:
@@ -499,9 +501,12 @@ class Scheduler:
         return outcomes
 
     def _unrun(self, batch, parts):
+        if parts and batch.returns + 1 == RETURNS_AT_MOST:
+            return self._died(batch, parts)
         if parts:
             batch.trial = batch.trial or Trial()
             self._seal(batch, parts)
+            self.sealed[-1].returns = batch.returns + 1
         return {part.call.id: "rerun" for part in parts}
 
     def recent_releases(self):

@@ -819,6 +819,16 @@ def test_a_worker_that_comes_while_draining_answers_what_was_accepted(service):
     assert service.peer().greet(CLIENT)[2][0] == UNREACHABLE
 
 
+def test_a_worker_that_takes_a_batch_and_leaves_for_ever_keeps_no_call_for_ever(service):
+    client, worker = service.client(), service.peer()
+    client.call(1)
+    for _ in range(3 * 16):
+        assert worker.greet(WORKER)[0] == WELCOME
+        assert worker.next()[0] == BATCH
+        worker.send((BYE, 0, None))
+    assert client.outcome() == (1, DIED)
+
+
 @pytest.mark.parametrize("role", [CLIENT, WORKER])
 def test_a_peer_that_says_goodbye_may_greet_again_at_once(service, role):
     peer, other = service.peer(), service.client()

@@ -470,6 +470,30 @@ def test_a_batch_that_was_handed_back_runs_next_as_if_it_had_not_been_out(make, 
     )
 
 
+def test_a_batch_that_is_handed_back_again_and_again_costs_its_calls_a_death_now_and_then(make):
+    s = make()
+    admit(s, 1, 1)
+    handed_out, verdicts = 0, {}
+    while len(verdicts) < 2:
+        batch = run(s)
+        handed_out += 1
+        verdicts |= {
+            tag: what
+            for tag, what in outcomes(s.finished(batch.batch, 1, "unrun")).items()
+            if what != "rerun"
+        }
+    # Twice together, then each call alone.
+    assert (handed_out, verdicts) == (4 * 16, {0: "lost", 1: "lost"})
+
+
+def test_rows_that_run_at_most_once_are_lost_when_they_were_handed_back_too_often(make):
+    s = make(isolate_errors=False)
+    admit(s, 1)
+    for _ in range(15):
+        assert outcomes(s.finished(run(s).batch, 1, "unrun")) == {0: "rerun"}
+    assert outcomes(s.finished(run(s).batch, 1, "unrun")) == {0: "lost"}
+
+
 @pytest.mark.parametrize("isolate", [True, False])
 def test_a_batch_that_cannot_be_sent_is_halved_and_says_nothing_of_the_model(make, isolate):
     s = make(isolate_errors=isolate, max_batch_rows=4)
