@@ -165,6 +165,19 @@ static uint32_t new_group(bt_ledger *l, const bt_wire_rows *rows, uint32_t hash)
     return place;
 }
 
+/* The group of these rows' key, made if need be; BT_NOWHERE without memory. */
+static uint32_t group_of(bt_ledger *l, const bt_wire_rows *rows)
+{
+    /* Mostly that of the call before. A free place has no key. */
+    uint32_t at = l->latest_group;
+    if (at < l->groups && l->group[at].key != NULL && same_key(l, at, rows)) return at;
+    uint32_t hash = bt_hash(rows->key, rows->key_bytes);
+    at = index_find(l, &l->by_key, hash, same_key, rows);
+    if (at == BT_NOWHERE) at = new_group(l, rows, hash);
+    l->latest_group = at;
+    return at;
+}
+
 static int fits_group(const bt_group *g, const bt_wire_rows *rows)
 {
     if (g->buffers != rows->buffers) return 0;
@@ -189,6 +202,18 @@ static void leave_group(bt_ledger *l, uint32_t place)
 }
 
 /* ---- calls ------------------------------------------------------------------ */
+
+/* References are counted for all threads, which costs; calls are only counted here. */
+
+static void keep_message(bt_message *m)
+{
+    if (m->calls++ == 0) bt_message_keep(m);
+}
+
+static void drop_message(bt_message *m)
+{
+    if (--m->calls == 0) bt_message_drop(m);
+}
 
 typedef struct {
     const void *owner;
@@ -222,7 +247,7 @@ void bt_ledger_free(bt_ledger *l)
     for (uint32_t i = 0; i < l->entries; i++) {
         if (l->entry[i].owner == NULL) continue;
         free_answers(&l->entry[i]);
-        bt_message_drop(l->entry[i].message);
+        drop_message(l->entry[i].message);
     }
     for (uint32_t i = 0; i < l->groups; i++) free(l->group[i].key);
     free(l->entry);
@@ -256,9 +281,7 @@ bt_wire_verdict bt_ledger_add(bt_ledger *l, void *owner, uint32_t *head, uint64_
     request_key wanted = {owner, request};
     uint32_t hash = bt_hash64((uint64_t)(uintptr_t)owner, request);
     if (index_find(l, &l->by_request, hash, same_request, &wanted) != BT_NOWHERE) return BT_WIRE_VALUE;
-    uint32_t key_hash = bt_hash(rows->key, rows->key_bytes);
-    uint32_t group = index_find(l, &l->by_key, key_hash, same_key, rows);
-    if (group == BT_NOWHERE) group = new_group(l, rows, key_hash);
+    uint32_t group = group_of(l, rows);
     if (group == BT_NOWHERE) return BT_WIRE_LIMIT;
     if (!fits_group(&l->group[group], rows)) return BT_WIRE_COUNT;
     uint32_t at = new_entry(l);
@@ -270,7 +293,7 @@ bt_wire_verdict bt_ledger_add(bt_ledger *l, void *owner, uint32_t *head, uint64_
         return BT_WIRE_LIMIT;
     }
     use_group(l, group);
-    bt_message_keep(message);
+    keep_message(message);
     e->id = 0;
     e->request = request;
     e->owner = owner;
@@ -298,7 +321,7 @@ void bt_ledger_remove(bt_ledger *l, uint32_t *head, uint32_t place)
         *head = e->next;
     leave_group(l, e->group);
     free_answers(e);
-    bt_message_drop(e->message);
+    drop_message(e->message);
     e->message = NULL;
     e->owner = NULL;
     e->id = 0;

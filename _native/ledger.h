@@ -71,6 +71,7 @@ typedef struct {
     uint32_t groups, group_capacity, free_group;
     uint32_t unused_groups, oldest_unused, newest_unused;
     uint64_t next_group;
+    uint32_t latest_group;  /* where the last call's key was found; its place may be free by now */
     bt_index by_request, by_key;
 } bt_ledger;
 

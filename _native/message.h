@@ -24,6 +24,7 @@ typedef struct {
 typedef struct bt_message {
     struct bt_message *next; /* for whoever queues it */
     atomic_uint references;
+    uint32_t calls;          /* of a ledger: one reference, whatever their number */
     uint32_t frames;
     uint64_t bytes;          /* of all frames */
     uint64_t spare_bytes;    /* more that its frames keep alive: they are views of larger ones */
@@ -71,6 +72,7 @@ typedef struct {
 void bt_outgoing_start(bt_outgoing *o);
 void bt_outgoing_free(bt_outgoing *o);
 /* Frames that are written already; -1 after a failure to add one. */
+void bt_release_block(void *data, void *hint); /* for memory of malloc */
 int bt_outgoing_add(bt_outgoing *o, void *data, size_t bytes, bt_zmq_free release, void *hint);
 
 /* Ends the packet and moves it, with its frames, into a message of its own;

@@ -135,6 +135,7 @@ static bt_wire_verdict check_rows(const bt_record *r, bt_frame_size frame_size, 
     out->inlined = d + head;
     out->first_frame = r->first_frame;
     out->data_bytes = 0;
+    out->is_plain = r->frames == 0;
 
     const uint8_t *at = out->inlined;
     uint32_t frames = 0;
@@ -149,6 +150,7 @@ static bt_wire_verdict check_rows(const bt_record *r, bt_frame_size frame_size, 
         if (b.frames != 0) v = check_frames(&b, out->rows, frame_size, message);
         if (v != BT_WIRE_OK) return v;
         out->data_bytes += b.bytes;
+        out->is_plain &= b.row_bytes != BT_VAR;
         if (out->data_bytes > BT_MAX_MESSAGE_BYTES) return BT_WIRE_LIMIT;
     }
     return at == end && frames == r->frames ? BT_WIRE_OK : BT_WIRE_COUNT;
@@ -338,19 +340,24 @@ void bt_writer_free(bt_writer *w)
     memset(w, 0, sizeof *w);
 }
 
-/* A record's header and `bytes - 16` bytes of zeros after it. */
-static uint8_t *begin(bt_writer *w, bt_record_type type, uint64_t id, size_t bytes)
+/* A record's header and, of the `bytes` that it has, so many bytes of zeros in all. */
+static uint8_t *begin_long(bt_writer *w, bt_record_type type, uint64_t id, size_t bytes, size_t zeros)
 {
     if (w->failed) return NULL;
     w->record = w->bytes;
     w->records++;
     uint8_t *d = grow(w, bytes);
     if (d == NULL) return NULL;
-    memset(d, 0, bytes);
+    memset(d, 0, zeros);
     d[0] = (uint8_t)type;
     bt_put32(d + 4, (uint32_t)bytes);
     bt_put64(d + 8, id);
     return d;
+}
+
+static uint8_t *begin(bt_writer *w, bt_record_type type, uint64_t id, size_t bytes)
+{
+    return begin_long(w, type, id, bytes, bytes);
 }
 
 void bt_write_abort(bt_writer *w)
@@ -398,12 +405,10 @@ void bt_write_error(bt_writer *w, uint64_t id, const bt_wire_error *e)
     }
 }
 
-void bt_write_rows_begin(bt_writer *w, bt_record_type type, uint64_t id, int64_t budget_ns,
-                         uint32_t rows, uint32_t padded_rows, uint16_t method, uint16_t buffers,
-                         uint32_t key_bytes, uint32_t meta_bytes)
+/* What of a rows record has a place that does not depend on the rest. */
+static void put_fixed(uint8_t *d, int64_t budget_ns, uint32_t rows, uint32_t padded_rows, uint16_t method,
+                      uint16_t buffers, uint32_t key_bytes, uint32_t meta_bytes)
 {
-    uint8_t *d = begin(w, type, id, BT_ROWS_FIXED_BYTES);
-    if (d == NULL) return;
     bt_put64(d + 16, (uint64_t)budget_ns);
     bt_put32(d + 24, rows);
     bt_put32(d + 28, padded_rows);
@@ -411,6 +416,27 @@ void bt_write_rows_begin(bt_writer *w, bt_record_type type, uint64_t id, int64_t
     bt_put16(d + 34, buffers);
     bt_put32(d + 36, key_bytes);
     bt_put32(d + 40, meta_bytes);
+}
+
+void bt_write_rows_begin(bt_writer *w, bt_record_type type, uint64_t id, int64_t budget_ns,
+                         uint32_t rows, uint32_t padded_rows, uint16_t method, uint16_t buffers,
+                         uint32_t key_bytes, uint32_t meta_bytes)
+{
+    uint8_t *d = begin(w, type, id, BT_ROWS_FIXED_BYTES);
+    if (d != NULL) put_fixed(d, budget_ns, rows, padded_rows, method, buffers, key_bytes, meta_bytes);
+}
+
+uint8_t *bt_write_rows_whole(bt_writer *w, bt_record_type type, uint64_t id, int64_t budget_ns, uint32_t rows,
+                             uint32_t padded_rows, uint16_t buffers, const uint8_t *key, uint32_t key_bytes,
+                             size_t bytes)
+{
+    uint8_t *d = begin_long(w, type, id, bytes, BT_ROWS_FIXED_BYTES);
+    if (d == NULL) return NULL;
+    put_fixed(d, budget_ns, rows, padded_rows, 0, buffers, key_bytes, 0);
+    uint8_t *descriptors = d + BT_ROWS_FIXED_BYTES, *at = descriptors + (size_t)BT_DESCRIPTOR_BYTES * buffers;
+    if (key_bytes) memcpy(at, key, key_bytes);
+    memset(at + key_bytes, 0, bt_pad8(key_bytes) - key_bytes);
+    return descriptors;
 }
 
 void bt_write_descriptor(bt_writer *w, uint64_t bytes, int32_t row_bytes, uint32_t frames)

@@ -15,6 +15,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #define BT_WIRE_VERSION 1
 #define BT_PACKET_HEADER 16
@@ -104,6 +105,7 @@ typedef struct {
     const uint8_t *inlined;  /* the first byte after key and metadata */
     uint32_t first_frame;
     uint64_t data_bytes;     /* over all buffers, inline and in frames */
+    uint8_t is_plain;        /* rows of a fixed size each, and nothing in frames */
 } bt_wire_rows;
 
 typedef struct {
@@ -200,6 +202,12 @@ void bt_write_descriptor(bt_writer *w, uint64_t bytes, int32_t row_bytes, uint32
 uint8_t *bt_write_padded(bt_writer *w, const void *data, size_t bytes);
 void bt_write_rows_end(bt_writer *w, uint16_t frames);
 
+/* Or at once, where there are no frames and the size is known: begins a rows record of `bytes` bytes, with
+ * its key, and ends it. Returns the place of the descriptors; the caller writes these and, behind the key, the data. */
+uint8_t *bt_write_rows_whole(bt_writer *w, bt_record_type type, uint64_t id, int64_t budget_ns, uint32_t rows,
+                             uint32_t padded_rows, uint16_t buffers, const uint8_t *key, uint32_t key_bytes,
+                             size_t bytes);
+
 /* Drops the record being written, and with it what failed in it. */
 void bt_write_abort(bt_writer *w);
 
@@ -210,24 +218,24 @@ size_t bt_wire_rows_bytes(uint16_t buffers, size_t key_bytes, size_t meta_bytes)
 
 static inline size_t bt_pad8(size_t n) { return (n + 7u) & ~(size_t)7u; }
 
-static inline uint16_t bt_get16(const uint8_t *p) { return (uint16_t)(p[0] | (p[1] << 8)); }
-static inline uint32_t bt_get32(const uint8_t *p) {
-    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-}
-static inline uint64_t bt_get64(const uint8_t *p) {
-    return (uint64_t)bt_get32(p) | (uint64_t)bt_get32(p + 4) << 32;
-}
-static inline void bt_put16(uint8_t *p, uint16_t v) {
-    p[0] = (uint8_t)v;
-    p[1] = (uint8_t)(v >> 8);
-}
-static inline void bt_put32(uint8_t *p, uint32_t v) {
-    bt_put16(p, (uint16_t)v);
-    bt_put16(p + 2, (uint16_t)(v >> 16));
-}
-static inline void bt_put64(uint8_t *p, uint64_t v) {
-    bt_put32(p, (uint32_t)v);
-    bt_put32(p + 4, (uint32_t)(v >> 32));
-}
+/* Copies, which are one instruction each. Put together byte by byte compilers take a vector register to it. */
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define BT_LITTLE(bits, v) __builtin_bswap##bits(v)
+#else
+#define BT_LITTLE(bits, v) (v)
+#endif
+#define BT_LOAD_AND_STORE(bits) \
+    static inline uint##bits##_t bt_get##bits(const uint8_t *p) { \
+        uint##bits##_t v; \
+        memcpy(&v, p, sizeof v); \
+        return BT_LITTLE(bits, v); \
+    } \
+    static inline void bt_put##bits(uint8_t *p, uint##bits##_t v) { \
+        v = BT_LITTLE(bits, v); \
+        memcpy(p, &v, sizeof v); \
+    }
+BT_LOAD_AND_STORE(16)
+BT_LOAD_AND_STORE(32)
+BT_LOAD_AND_STORE(64)
 
 #endif

@@ -239,6 +239,28 @@ def test_parts_of_different_kinds_are_an_error(start):
     assert client.outcome() == (1, BAD_RESULT)
 
 
+def test_several_buffers_of_odd_row_sizes_are_joined_and_cut_at_their_rows(service):
+    client, worker = service.client(), service.worker()
+    client.call(99)
+    first = worker.next()
+
+    def buffers(id_, rows):
+        numbers = np.random.default_rng(id_)
+        return [(size, None, numbers.bytes(size * rows)) for size in (3, 0, 5)]
+
+    calls = {id_: (rows, buffers(id_, rows)) for id_, rows in ((1, 1), (2, 4), (3, 0), (4, 3))}
+    client.send(*((CALL, id_, (-1, rows, rows, 0, b"odd", b"", b)) for id_, (rows, b) in calls.items()))
+    worker.reply(first)
+    joined = worker.next()
+    assert joined[2][1] == 8
+    for at, (size, _, data) in enumerate(joined[2][6]):
+        assert data == b"".join(b[at][2] for _, b in calls.values()), size
+    worker.reply(joined)
+    client.next()
+    answers = [client.next() for _ in calls]
+    assert {id_: (content[1], content[6]) for _, id_, content in answers} == calls
+
+
 def test_blobs_are_joined_and_cut_by_their_lengths(service):
     client, worker = service.client(), service.worker()
     client.call(99)
