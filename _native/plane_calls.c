@@ -121,7 +121,7 @@ void bt_plane_call(bt_plane *p, bt_peer *client, bt_message *m, const bt_record 
         fail_text(p, client, r->id, BT_E_INVALID_PAYLOAD, "pickle is not allowed on this connection");
         return;
     }
-    int64_t now_ns = bt_now_ns();
+    int64_t now_ns = p->arrived_ns;
     int64_t deadline_ns =
         rows->budget_ns < 0 || rows->budget_ns > BT_NEVER - now_ns ? BT_NEVER : now_ns + rows->budget_ns;
     bt_entry *e = &p->ledger.entry[place];

@@ -319,6 +319,7 @@ void bt_plane_grouped(bt_plane *p, const bt_command *c)
     int64_t n = peer == NULL ? 0 : check(p, peer, c->message);
     if (n == NO_MEMORY) fail_calls(p, peer, passed->message, BT_E_OVERLOADED, "no memory for the calls");
     free_passed(passed);
+    p->arrived_ns = bt_now_ns();
     for (int64_t i = 0; i < n && !peer->gone; i++) {
         const bt_checked *checked = &p->checked[i];
         if (checked->record.type == BT_ERROR)
@@ -338,6 +339,7 @@ void bt_plane_receive(bt_plane *p, bt_message *m, const void *identity, size_t b
         if (peer != NULL) bt_plane_forgo(p, peer);
         return;
     }
+    p->arrived_ns = bt_now_ns();
     if (n == BROKEN) {
         p->dropped++;
         /* A worker's batches would never end: what it meant to say of them is lost. */
