@@ -154,4 +154,4 @@ cdef extern from "wake.h" nogil:
     void bt_wake_signal(const bt_wake *w)
     void bt_wake_clear(const bt_wake *w)
     int64_t bt_now_ns()
-    void bt_sleep(const int *descriptors, int count, int64_t until_ns)
+    unsigned int bt_sleep(const int *descriptors, int count, int64_t until_ns)

@@ -11,7 +11,7 @@ Why this shape  a lock of its own guards the socket, because libzmq's are not th
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uintptr_t
+from libc.stdint cimport int64_t, uint32_t, uintptr_t
 
 include "libzmq.pxi"
 
@@ -24,6 +24,12 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_lock(pthread_mutex_t *m)
     int pthread_mutex_unlock(pthread_mutex_t *m)
     int pthread_mutex_destroy(pthread_mutex_t *m)
+
+
+# Of a sleep at the three descriptors.
+cdef enum:
+    MONITOR = 2
+    WAKE = 4
 
 
 @cython.final
@@ -44,6 +50,9 @@ cdef class LinkSocket:
     cdef bt_inbox inbox
     cdef bint closed
     cdef bint widened
+    cdef bint somebody_waits
+    cdef bint watched  # by a loop: somebody waits always
+    cdef bint monitor_seen  # the monitor tells only those who have seen that there was nothing
     cdef readonly bint lost
     """Whether the connection ended."""
 
@@ -74,8 +83,9 @@ cdef class LinkSocket:
         pthread_mutex_lock(&self.lock)
         if not self.closed:
             error = bt_message_send(message, self.raw, NULL, 0)
-            # Sending handles libzmq's own signals too: the waiter may have lost its own.
-            more = (bt_zmq_events(self.raw) & BT_ZMQ_POLLIN) != 0
+            # Sending handles libzmq's own signals too: a waiter may have lost its own. Who comes to wait
+            # looks first.
+            more = self.somebody_waits and (bt_zmq_events(self.raw) & BT_ZMQ_POLLIN) != 0
         if (more or error) and not self.closed:
             bt_wake_signal(&self.wake)
         pthread_mutex_unlock(&self.lock)
@@ -84,7 +94,12 @@ cdef class LinkSocket:
             self.lost = True
 
     def descriptors(self):
-        """What becomes readable when `receive` should be called; for an event loop."""
+        """What becomes readable when `receive` should be called, until there is nothing; for an event loop."""
+        pthread_mutex_lock(&self.lock)
+        self.watched = self.somebody_waits = True
+        if not self.closed and bt_zmq_events(self.raw) & BT_ZMQ_POLLIN:
+            bt_wake_signal(&self.wake)
+        pthread_mutex_unlock(&self.lock)
         return [self.fds[0], self.fds[1], self.fds[2]]
 
     def interrupt(self):
@@ -94,35 +109,47 @@ cdef class LinkSocket:
             bt_wake_signal(&self.wake)
         pthread_mutex_unlock(&self.lock)
 
-    def receive(self, int64_t until_ns):
+    def receive(self, int64_t until_ns, uint32_t most=0xFFFFFFFF):
         """Waits for messages until the time (CLOCK_MONOTONIC; -1: for ever), an interrupt or the
-        connection's end. A list of addresses; whoever gets them calls `drop` on each."""
+        connection's end. A list of addresses, at most so many unless the connection ended; whoever gets
+        them calls `drop` on each."""
         cdef list messages = []
+        cdef unsigned int readable = 0 if self.monitor_seen else MONITOR
         cdef bint again = True
         if until_ns < 0:
             until_ns = 0x7FFFFFFFFFFFFFFF
         while True:
             pthread_mutex_lock(&self.lock)
             try:
-                self.take(messages)
-                if not messages and not self.closed and bt_inbox_receive(&self.inbox, self.raw_monitor) == 1:
-                    self.lost = True
-                    self.take(messages)  # what came just before the end counts
+                self.take(messages, most)
+                if not messages and readable & MONITOR and not self.closed:
+                    self.look_for_the_end(messages)
+                again = again and not messages and not self.lost and not self.closed
+                self.somebody_waits = again or self.watched
             finally:
                 pthread_mutex_unlock(&self.lock)
-            if messages or self.lost or self.closed or not again:
+            if not again:
                 return messages
             with nogil:
-                bt_sleep(self.fds, 3, until_ns)
-                bt_wake_clear(&self.wake)
+                readable = bt_sleep(self.fds, 3, until_ns)
+                if readable & WAKE:
+                    bt_wake_clear(&self.wake)
             again = False
 
-    cdef int take(self, list messages) except -1:
+    cdef int look_for_the_end(self, list messages) except -1:
+        cdef int received = bt_inbox_receive(&self.inbox, self.raw_monitor)
+        if received > 0:
+            self.lost = True
+            self.take(messages, 0xFFFFFFFF)  # what came just before the end counts
+        self.monitor_seen = received == 0
+        return 0
+
+    cdef int take(self, list messages, uint32_t most) except -1:
         """Adds what is here, under the lock. Without memory for a message the connection is as good as
         lost: nobody could say whose outcome was in it."""
         cdef bt_message *message
         cdef int received
-        while not self.closed:
+        while not self.closed and <uint32_t>len(messages) < most:
             received = bt_inbox_receive(&self.inbox, self.raw)
             if received <= 0:
                 return 0

@@ -108,11 +108,15 @@ static void tell_drained(bt_plane *p)
     p->drained = NULL;
 }
 
-static void turn(bt_plane *p)
+/* Of a sleep: which of the thread's descriptors. */
+enum { ROUTER = 1, MONITOR = 2, WAKE = 4 };
+
+static void turn(bt_plane *p, unsigned readable)
 {
+    if (readable & WAKE) bt_wake_clear(&p->wake);
     obey_commands(p, 0);
     bt_plane_receive_all(p);
-    bt_plane_read_monitor(p);
+    if (readable & MONITOR || p->monitor_unread) bt_plane_read_monitor(p);
     bt_plane_kill_hung(p, bt_now_ns());
     do {
         bt_plane_dispatch(p);
@@ -121,12 +125,14 @@ static void turn(bt_plane *p)
     if (p->state == BT_DRAINING && p->ledger.by_request.count == 0) tell_drained(p);
 }
 
-/* libzmq's descriptors tell of a change only once, and sending may have swallowed
- * it: asked before going to sleep. */
+/* libzmq's descriptors tell of a change only to those who have seen that there was nothing, and sending may
+ * have swallowed it: asked before going to sleep. The monitor is never sent to, and always read to the last. */
 static int has_input(bt_plane *p)
 {
-    return (bt_zmq_events(p->router) & BT_ZMQ_POLLIN) ||
-           (p->monitor && (bt_zmq_events(p->monitor) & BT_ZMQ_POLLIN));
+    if (p->monitor_unread) return 1;
+    if (!p->may_have_input) return 0;
+    p->may_have_input = (bt_zmq_events(p->router) & BT_ZMQ_POLLIN) != 0;
+    return p->may_have_input;
 }
 
 /* Gives clients that are behind a moment to read what waits for them. */
@@ -164,17 +170,16 @@ void bt_plane_run(bt_plane *p)
 {
     int fds[3] = {bt_zmq_descriptor(p->router), p->monitor ? bt_zmq_descriptor(p->monitor) : -1,
                   p->wake.reader};
+    unsigned readable = ROUTER | MONITOR | WAKE; /* all of them may be: nobody has looked */
     for (;;) {
         pthread_mutex_lock(&p->lock);
-        turn(p);
+        turn(p, readable);
         int ended = p->state == BT_ENDED;
         int64_t until_ns = wake_time(p);
         int more = !ended && has_input(p);
         pthread_mutex_unlock(&p->lock);
         if (ended) break;
-        if (more) continue;
-        bt_sleep(fds, 3, until_ns);
-        bt_wake_clear(&p->wake);
+        readable = more ? ROUTER | MONITOR : bt_sleep(fds, 3, until_ns);
     }
     /* No new commands are taken; those that came before are obeyed, so that their
      * calls are known; then everything that is left fails. */

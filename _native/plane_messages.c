@@ -101,7 +101,8 @@ static void greet(bt_plane *p, bt_message *m, const void *identity, size_t bytes
 
 void bt_plane_read_monitor(bt_plane *p)
 {
-    while (p->monitor != NULL && bt_inbox_receive(&p->monitor_inbox, p->monitor) == 1) {
+    int received = 0;
+    while (p->monitor != NULL && (received = bt_inbox_receive(&p->monitor_inbox, p->monitor)) > 0) {
         bt_zmsg *event = &p->monitor_inbox.zmsg[0];
         if (bt_zmq.msg_size(event) < 6) continue;
         /* u16 event, u32 value, in the machine's own order; only DISCONNECTED is asked for. */
@@ -110,6 +111,8 @@ void bt_plane_read_monitor(bt_plane *p)
         for (bt_peer *peer = p->peers; peer != NULL; peer = peer->next)
             if (peer->fd == (int)fd && !peer->gone) bt_plane_leave(p, peer);
     }
+    /* Without memory: its descriptor does not tell of it again. */
+    p->monitor_unread = received < 0 && (bt_zmq_events(p->monitor) & BT_ZMQ_POLLIN);
 }
 
 /* ---- messages ------------------------------------------------------------------------ */
@@ -367,8 +370,13 @@ void bt_plane_receive(bt_plane *p, bt_message *m, const void *identity, size_t b
 
 void bt_plane_receive_all(bt_plane *p)
 {
-    int received;
-    for (int i = 0; i < MESSAGES_A_TURN && (received = bt_inbox_receive(&p->inbox, p->router)) > 0; i++) {
+    p->may_have_input = 1;
+    for (int i = 0; i < MESSAGES_A_TURN; i++) {
+        int received = bt_inbox_receive(&p->inbox, p->router);
+        if (received <= 0) {
+            p->may_have_input = received != 0;
+            return;
+        }
         bt_zmsg *identity = &p->inbox.zmsg[0];
         if (p->inbox.count < 2 || bt_zmq.msg_size(identity) > BT_IDENTITY_BYTES) {
             p->dropped++;

@@ -141,6 +141,12 @@ bt_peer *bt_peer_free_worker(bt_plane *p)
 
 /* ---- sending ---------------------------------------------------------------- */
 
+static int send_to(bt_plane *p, bt_message *m, const void *identity, size_t bytes)
+{
+    p->may_have_input = 1; /* libzmq looks for what came, too, and says so only when asked */
+    return bt_message_send(m, p->router, identity, bytes);
+}
+
 static void cut_off(bt_plane *p, bt_peer *peer)
 {
     const char *why = peer->trouble == ENOMEM ? "cut off: no memory for its calls and answers"
@@ -207,7 +213,7 @@ static void ask_for_pong(bt_plane *p, bt_peer *peer)
     bt_write_empty(&o.w, BT_PING, peer->ping);
     bt_message *m = bt_outgoing_take(&o);
     peer->trouble =
-        m == NULL ? ENOMEM : bt_message_send(m, p->router, peer->identity, peer->identity_bytes);
+        m == NULL ? ENOMEM : send_to(p, m, peer->identity, peer->identity_bytes);
     if (m != NULL) bt_message_drop(m);
     bt_outgoing_free(&o);
 }
@@ -231,7 +237,7 @@ static void send_queue(bt_plane *p, bt_peer *peer)
             continue;
         }
         peer->sent_bytes += cost(m);
-        peer->trouble = bt_message_send(m, p->router, peer->identity, peer->identity_bytes);
+        peer->trouble = send_to(p, m, peer->identity, peer->identity_bytes);
         bt_message_drop(m);
         if (peer->trouble == 0) ask_for_pong(p, peer);
     }
@@ -355,7 +361,7 @@ void bt_plane_reply(bt_plane *p, const void *identity, size_t bytes, uint16_t co
     bt_message *m = bt_outgoing_take(&o);
     if (m != NULL) {
         /* To somebody who is no peer: it may well not be there. */
-        bt_message_send(m, p->router, identity, bytes);
+        send_to(p, m, identity, bytes);
         bt_message_drop(m);
     } else {
         say_bye(p, identity, bytes);

@@ -97,6 +97,8 @@ struct bt_plane {
     bt_peer *peers, *workers, *dirty, *local;
     int someone_gone;             /* peers to be freed at the end of the turn */
     bt_peer *bucket[BT_BUCKETS];  /* by hash of the identity */
+    int may_have_input;           /* the socket; 0: it had none, and nothing was sent since */
+    int monitor_unread;
     int64_t arrived_ns;           /* the message that is being obeyed */
     uint64_t next_number, clock, next_ping;
     uint64_t dropped, cut_off;

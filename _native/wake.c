@@ -60,27 +60,27 @@ int64_t bt_now_ns(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-void bt_sleep(const int *descriptors, int count, int64_t until_ns)
+static int poll_until(struct pollfd *fds, nfds_t n, int64_t until_ns)
 {
-    struct pollfd fds[4];
-    nfds_t n = 0;
-    for (int i = 0; i < count; i++) {
-        if (descriptors[i] < 0) continue;
-        fds[n].fd = descriptors[i];
-        fds[n].events = POLLIN;
-        fds[n++].revents = 0;
-    }
-    if (until_ns == INT64_MAX) {
-        poll(fds, n, -1);
-        return;
-    }
+    if (until_ns == INT64_MAX) return poll(fds, n, -1);
     int64_t left = until_ns - bt_now_ns();
-    if (left <= 0) return;
+    if (left <= 0) return poll(fds, n, 0);
 #ifdef __linux__
     struct timespec t = {left / 1000000000, left % 1000000000};
-    ppoll(fds, n, &t, NULL);
+    return ppoll(fds, n, &t, NULL);
 #else
     int64_t ms = (left + 999999) / 1000000;
-    poll(fds, n, ms > 86400000 ? 86400000 : (int)ms);
+    return poll(fds, n, ms > 86400000 ? 86400000 : (int)ms);
 #endif
+}
+
+unsigned bt_sleep(const int *descriptors, int count, int64_t until_ns)
+{
+    struct pollfd fds[BT_SLEEP_DESCRIPTORS];
+    unsigned readable = 0;
+    /* poll passes over those below 0 by itself. */
+    for (int i = 0; i < count; i++) fds[i] = (struct pollfd){.fd = descriptors[i], .events = POLLIN};
+    if (poll_until(fds, (nfds_t)count, until_ns) <= 0) return 0;
+    for (int i = 0; i < count; i++) readable |= (unsigned)(fds[i].revents != 0) << i;
+    return readable;
 }

@@ -14,10 +14,13 @@ void bt_wake_close(bt_wake *w);
 void bt_wake_signal(const bt_wake *w);
 void bt_wake_clear(const bt_wake *w);
 
+#define BT_SLEEP_DESCRIPTORS 4 /* at most */
+
 int64_t bt_now_ns(void);        /* CLOCK_MONOTONIC */
 
 /* Sleeps until one of the descriptors is readable or the time has come
- * (INT64_MAX: never). Descriptors below 0 are passed over. */
-void bt_sleep(const int *descriptors, int count, int64_t until_ns);
+ * (INT64_MAX: never). Descriptors below 0 are passed over. Returns which are readable,
+ * bit by bit. */
+unsigned bt_sleep(const int *descriptors, int count, int64_t until_ns);
 
 #endif

@@ -133,12 +133,13 @@ class NativeWorkerLink:
         there was a message."""
         some = self._read(socket, until_ns)
         if self._standing.refused and not socket.lost:
-            self._read(socket, 0)  # to see whether it came from a dispatcher that we never greeted
+            while self._read(socket, 0):  # to see whether it came from a dispatcher that we never greeted
+                pass
         self._judge(socket)
         return some
 
     def _read(self, socket: native.link.LinkSocket, until_ns: int) -> bool:
-        messages = socket.receive(until_ns)
+        messages = socket.receive(until_ns, 1)  # looking for more costs, and mostly there is none
         for message in messages:
             for record in native.batches.read_batches(message, Fixed, Var, self._pool):
                 self._obey(socket, *record)
