@@ -266,8 +266,13 @@ static void pass_to_be_grouped(bt_plane *p, bt_peer *peer, bt_message *m, const 
     int64_t rows = rows_of(from, end);
     if (may_pass(p, peer, rows, text) && pass(p, peer, m, rows)) return;
     bt_wire_error error = bt_plain_error(BT_E_OVERLOADED, text);
-    for (; from < end; from++)
-        if (from->record.type == BT_CALL) bt_write_error(&bt_peer_post(p, peer)->w, from->record.id, &error);
+    int64_t refused = 0;
+    for (; from < end; from++) {
+        if (from->record.type != BT_CALL) continue;
+        bt_write_error(&bt_peer_post(p, peer)->w, from->record.id, &error);
+        refused += from->body.rows.method == BT_METHOD_RUN;
+    }
+    bt_refused(p->scheduler, refused);
 }
 
 /* Takes it out of the list; the client whose message this was, if it is still there. */
@@ -298,8 +303,11 @@ static void fail_calls(bt_plane *p, bt_peer *peer, const bt_message *m, uint16_t
     if (peer == NULL ||
         bt_packet_open(&packet, m->frame[0].data, m->frame[0].bytes, m->frames) != BT_WIRE_OK)
         return;
-    while (bt_packet_next(&packet, &record) == 1)
-        if (record.type == BT_CALL) bt_write_error(&bt_peer_post(p, peer)->w, record.id, &e);
+    while (bt_packet_next(&packet, &record) == 1) {
+        if (record.type != BT_CALL) continue;
+        bt_write_error(&bt_peer_post(p, peer)->w, record.id, &e);
+        bt_refused(p->scheduler, 1);
+    }
 }
 
 void bt_plane_fail_passed(bt_plane *p, uint64_t below)

@@ -180,6 +180,11 @@ static bt_admission refuse(bt_scheduler *s, bt_verdict verdict, int64_t predicte
     return (bt_admission){verdict, 0, predicted_ns};
 }
 
+void bt_refused(bt_scheduler *s, int64_t calls) {
+    s->counted.calls += calls;
+    s->counted.refused += calls;
+}
+
 static bt_call *new_call(bt_scheduler *s, uint64_t group, int64_t deadline_ns) {
     int with_deadline = deadline_ns != BT_NEVER;
     if (reserve_call(s)) return NULL;

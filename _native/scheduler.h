@@ -172,6 +172,9 @@ void bt_scheduler_free(bt_scheduler *s);
 /* Takes effect from the next decision on; what is learned is kept. */
 int bt_set_options(bt_scheduler *s, const bt_options *options); /* 0, or -1 out of memory */
 
+/* Counts calls that their driver refused, for want of room, before they came here. */
+void bt_refused(bt_scheduler *s, int64_t calls);
+
 /* deadline_ns is absolute, BT_NEVER for none; client and group are the driver's
  * numbers, any value; rows >= 0. O(1), amortised, O(log n) with a deadline. */
 bt_admission bt_admit(bt_scheduler *s, int64_t now_ns, int64_t rows, uint64_t group,

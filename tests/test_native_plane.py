@@ -1003,6 +1003,8 @@ def test_rows_that_wait_to_be_grouped_are_bounded_like_those_that_wait_in_the_qu
     assert first.next()[0] == PONG
     second.call(1, rows=2)
     assert second.outcome() == (1, OVERLOADED)
+    counted = service.plane.statistics()
+    assert (counted["calls"], counted["refused"]) == (1, 1)  # the first is not among them before it is grouped
     grouped()
     worker.reply(worker.next())
     assert first.outcome() == (1, [1, 1, 1])
@@ -1032,6 +1034,7 @@ def test_calls_that_their_owner_could_not_group_fail_and_no_others(start):
     service.plane.grouped(first, link.frames_of(events[0][3]))
     service.plane.not_grouped(second)
     assert client.outcome() == (3, OVERLOADED)
+    assert service.plane.statistics()["refused"] == 1
     worker.reply(worker.next())
     assert sorted(client.outcome() for _ in range(2)) == [(1, [1]), (2, [2])]
     for *_, message in events:
