@@ -275,6 +275,36 @@ def test_nobody_is_held_for_longer_than_his_batch_takes(engine):
         engine.finish()
 
 
+class Held(Engine):
+    """How long calls were held at most, from the first decision to hold them on, in times of their batch."""
+
+    since_ns: int | None = None
+    longest = 0.0
+
+    def decide(self):
+        is_free = self.workers > len(self.ends)
+        decision = super().decide()
+        if decision.action != "wait" or not is_free:
+            self.since_ns = None
+            return decision
+        if self.since_ns is None:
+            self.since_ns = self.now
+        batch_ns = self.cost(self.scheduler.statistics()["queued_rows"])
+        self.longest = max(self.longest, (decision.until_ns - self.since_ns) / batch_ns)
+        return decision
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_hold_is_as_long_as_its_batch_at_most_from_when_it_began_whoever_comes_or_ends_meanwhile(workers):
+    engine = Held(workers=workers, cost=lambda rows: 500 * US + 250 * US * -(-rows // 8))
+    apart_ns = engine.cost(8) / 8 / workers / (0.5 if workers == 1 else 0.7)
+    times = np.cumsum(np.random.default_rng(1).exponential(apart_ns, 3000)).astype(int)
+    engine.arrive(times[:1500])  # the steps are known then, and full ones are waited for
+    engine.longest = 0.0
+    engine.arrive(times[1500:])
+    assert 0.95 < engine.longest < 1.02
+
+
 def test_a_hold_of_calls_that_left_is_not_that_of_those_who_come_later(engine):
     engine.rounds(30, callers=8)
     engine.drain()
