@@ -6,6 +6,9 @@ cdef extern from "wire.h" nogil:
     uint32_t BT_NO_BLOB
     size_t BT_INLINE_MAX_BYTES
     size_t BT_PACKET_HEADER
+    uint64_t BT_MAX_MESSAGE_BYTES
+    size_t bt_pad8(size_t n)
+    size_t bt_wire_rows_bytes(uint16_t buffers, size_t key_bytes, size_t meta_bytes)
     size_t BT_RECORD_HEADER
     int BT_HELLO, BT_WELCOME, BT_CALL, BT_ANSWER, BT_ERROR, BT_CANCEL, BT_BATCH, BT_RESULT
     int BT_PING, BT_PONG, BT_STOP, BT_BYE

@@ -9,6 +9,7 @@ __all__ = ["Pipe", "PipeEngine"]
 
 @disjoint_base
 class Pipe:
+    max_message_bytes: int
     @property
     def dropped(self) -> int: ...
     def __new__(

@@ -32,7 +32,7 @@ include "libzmq.pxi"
 include "buffers.pxi"
 
 from batching._native.calls import settle
-from batching.errors import InvalidPayload, RunnerError
+from batching.errors import InvalidPayload, Overloaded, RunnerError
 
 __all__ = ["Pipe", "PipeEngine"]
 
@@ -153,12 +153,15 @@ cdef class Pipe:
     cdef object flush_later
     cdef readonly uint64_t dropped
     """Messages that broke a rule."""
+    cdef public uint64_t max_message_bytes
+    """Of one that leaves, all frames together: a call that needs more is refused."""
 
     def __cinit__(self, send, wanted, error_of):
         self.send, self.wanted, self.error_of = send, wanted, error_of
         self.calls = []
         self.flush_later = self._flush_scheduled
         bt_outgoing_start(&self.out)
+        self.max_message_bytes = BT_MAX_MESSAGE_BYTES
 
     def __dealloc__(self):
         bt_outgoing_free(&self.out)
@@ -220,6 +223,22 @@ cdef class Pipe:
         return call
 
     # -- out ------------------------------------------------------------------------
+
+    cdef int make_room(self, uint64_t bytes) except -1:
+        """Before a call's record of so many bytes, its frames included, is written."""
+        cdef uint64_t written = self.out.w.bytes + self.out.frame_bytes
+        if BT_PACKET_HEADER + bytes > self.max_message_bytes:
+            raise InvalidPayload(
+                f"a call of {BT_PACKET_HEADER + bytes} bytes is above max_message_bytes, {self.max_message_bytes}"
+            )
+        if written + bytes <= self.max_message_bytes:
+            return 0
+        if not self.is_open:
+            raise Overloaded(
+                f"calls of {written} bytes wait for the connection, and {bytes} more would be above "
+                f"max_message_bytes, {self.max_message_bytes}"
+            )
+        return self.flush_now()
 
     cdef int admitted(self, Call call) except -1:
         """A record was written for the call: it leaves at the end of the loop's turn, or now."""
@@ -545,6 +564,7 @@ cdef class PipeEngine(NativeEngine):
         cdef bt_outgoing *out = &self.pipe.out
         cdef size_t key_bytes = PyBytes_GET_SIZE(key.key)
         _check_size(rows, size, key.row_bytes, key_bytes)
+        self.pipe.make_room(bt_wire_rows_bytes(1, key_bytes, 0) + (size if framed else bt_pad8(size)))
         cdef uint64_t id_ = self.pipe.take_place(call)
         self.pipe.timed |= call.deadline_ns >= 0
         try:
@@ -567,7 +587,7 @@ cdef class PipeEngine(NativeEngine):
         described = self.signature.describe(call.args, call.kwargs, call.batched)
         encoded = self.signature.encode(described.payload, allow_pickle=self.allow_pickle)
         cdef list buffers = []
-        cdef size_t total = 0
+        cdef size_t total = 0, most = 0
         for buffer in encoded.buffers:
             data = np.frombuffer(buffer.data, dtype=np.uint8) if memoryview(buffer.data).nbytes else _NOTHING
             if isinstance(buffer, self.var):
@@ -581,9 +601,11 @@ cdef class PipeEngine(NativeEngine):
                     )
                 buffers.append((buffer.row_bytes, data, None))
             total += <size_t>data.nbytes
+            most += bt_pad8(<size_t>data.nbytes) + (bt_pad8(4 * <size_t>described.rows) if buffers[-1][0] < 0 else 0)
         _check_size(described.rows, total, 0, len(encoded.key))
         if len(buffers) > 4096:
             raise InvalidPayload(f"a call may have at most 4096 buffers, this one has {len(buffers)}")
+        self.pipe.make_room(bt_wire_rows_bytes(<uint16_t>len(buffers), len(encoded.key), 0) + most)
         call.data = described.payload
         self._write_encoded(call, described.rows, encoded.key, buffers)
         return 0

@@ -29,8 +29,22 @@ from .failures import error_of
 from .ledger import Part
 from .mailbox import Mailbox
 from .outcomes import Outcomes, Outgoing
-from .recipe import same_arguments
-from .wire import NONE, VERSION, Code, Failure, Greeting, Method, Plain, Record, Role, Rows, Type
+from .recipe import message_limit, same_arguments
+from .wire import (
+    MAX_MESSAGE_BYTES,
+    NONE,
+    VERSION,
+    Code,
+    Failure,
+    Greeting,
+    Method,
+    Plain,
+    Record,
+    Role,
+    Rows,
+    Type,
+    message_bytes,
+)
 
 __all__ = ["Link", "Sent"]
 
@@ -116,6 +130,7 @@ class Link:
         self._outbox: list[Record] = []
         self._touched: dict[Outcomes, None] = {}
         self._description: bytes | None = None
+        self._max_message_bytes = MAX_MESSAGE_BYTES
 
     # ---- any thread ----------------------------------------------------------------
 
@@ -230,7 +245,7 @@ class Link:
         if self._state is _State.GREETING and time.monotonic_ns() >= self._greet_until_ns:
             self._unreachable(self._silence())
         if self._outbox and self._connection is not None:
-            self._connection.send(self._outbox)
+            self._connection.send(self._outbox, self._max_message_bytes)
         self._outbox = []
         self._settle()
 
@@ -351,6 +366,7 @@ class Link:
             return
         if self._state is _State.GREETING:
             self._state = _State.TOGETHER
+        self._max_message_bytes = message_limit(record.description)
         self._description = record.description
         self._welcomes += 1
         for number, greeting in self._greetings:
@@ -365,6 +381,11 @@ class Link:
         record = sent.record()
         if record.budget_ns == 0:  # it was used up while there was no connection
             self._settles(sent).fail(Failure(0, Code.DEADLINE_EXCEEDED, "no time is left for the call"))
+            return
+        size, limit = message_bytes(record), self._max_message_bytes
+        if size > limit:
+            text = f"a call of {size} bytes is above max_message_bytes, {limit}"
+            self._settles(sent).fail(Failure(0, Code.INVALID_PAYLOAD, text))
             return
         sent.id = record.id = next(self._ids)
         self._calls[sent.id] = sent

@@ -19,7 +19,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from .endpoints import set_heartbeats
-from .wire import BadPacket, Packet, Record, parse
+from .wire import MAX_MESSAGE_BYTES, BadPacket, Packet, Record, parse
 
 __all__ = ["Connection"]
 
@@ -79,12 +79,12 @@ class Connection:
         poller.unregister(self._socket)
         poller.unregister(self._monitor)
 
-    def send(self, records: list[Record]) -> None:
-        packet = Packet()
+    def send(self, records: list[Record], max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+        packet = Packet(max_message_bytes)
         for record in records:
             if not packet.fits(record):
                 self.send_frames(packet)
-                packet = Packet()
+                packet = Packet(max_message_bytes)
             packet.add(record)
         self.send_frames(packet)
 

@@ -33,7 +33,7 @@ from .origins import RemoteOrigin
 from .peers import Client, Peers, Worker
 from .posting import Posting
 from .router import Router, source_fd
-from .serving import Counters, Serving, rekeyed
+from .serving import Counters, Serving, rekeyed, welcoming
 from .trust import holds_pickle
 from .wire import (
     NONE,
@@ -78,7 +78,7 @@ class Dispatcher:
         self.endpoint = ""
         self.counters = Counters()
         self._name = serving.name
-        self._description = serving.description
+        self._description = welcoming(serving.description, serving.max_message_bytes)
         self._hooks = serving.hooks
         self._groups = serving.groups
         self._allow_pickle = serving.allow_pickle
@@ -140,7 +140,7 @@ class Dispatcher:
 
     def describe(self, description: bytes) -> None:
         """What peers that greet from now on are told."""
-        self._description = description
+        self._description = welcoming(description, self._max_message_bytes)
 
     def statistics(self) -> dict[str, Any]:
         """The scheduler's own numbers, with the `groups` seen and `workers_ready`. Waits for a turn."""

@@ -19,7 +19,7 @@ from ..payloads import Fixed, Var
 from . import native
 from .connection import Connection
 from .endpoints import distrust
-from .recipe import CallSignature, same_arguments
+from .recipe import CallSignature, message_limit, same_arguments
 from .wire import VERSION, Greeting, Role, Type
 
 __all__ = ["NativeLink"]
@@ -236,6 +236,7 @@ class NativeLink:
             self._welcomes += 1
             answered = [greeting for number, greeting in self._greetings if number <= self._welcomes]
             self._greetings = [entry for entry in self._greetings if entry[0] > self._welcomes]
+        self._pipe.max_message_bytes = message_limit(description)
         self._pipe.open()
         for greeting in answered:
             greeting.set_result(description)

@@ -16,7 +16,7 @@ from . import native
 from .failures import error_of
 from .recipe import CallSignature
 from .router import Router
-from .serving import Counters, Serving, rekeyed
+from .serving import Counters, Serving, rekeyed, welcoming
 from .wire import NONE, Failure, Method, Packet, Rows, Type, parse
 
 __all__ = ["NativeDispatcher"]
@@ -36,9 +36,11 @@ class NativeDispatcher:
         name = serving.name
         self.endpoint = ""
         self._hooks = serving.hooks
+        self._max_message_bytes = serving.max_message_bytes
         self._router = Router(serving.max_message_bytes)
         self._plane = native.plane.Plane(
-            name, serving.description, *self._router.sockets, serving.scheduler,
+            name, welcoming(serving.description, serving.max_message_bytes), *self._router.sockets,
+            serving.scheduler,
             max_queue_rows=serving.max_queue_rows, run_timeout_ns=_timeout_ns(serving.run_timeout_ms),
             groups=serving.groups, allow_pickle=serving.allow_pickle,
             max_message_bytes=serving.max_message_bytes, max_unread_bytes=serving.max_unread_bytes,
@@ -66,6 +68,7 @@ class NativeDispatcher:
     ) -> native.pipe.PipeEngine:
         """What calls of this process go to: straight into the queue."""
         self._pipe = native.pipe.Pipe(self._submit, _refuse, native.error_maker(allow_pickle))
+        self._pipe.max_message_bytes = self._max_message_bytes
         self._pipe.open()
         return native.pipe.PipeEngine(
             self._pipe, signature, options.max_latency_ms, allow_pickle=allow_pickle, fixed=Fixed, var=Var
@@ -82,7 +85,7 @@ class NativeDispatcher:
         self._plane.set_limits(max_queue_rows, _timeout_ns(run_timeout_ms))
 
     def describe(self, description: bytes) -> None:
-        self._plane.describe(description)
+        self._plane.describe(welcoming(description, self._max_message_bytes))
 
     def statistics(self) -> dict[str, Any]:
         return self._plane.statistics()

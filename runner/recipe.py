@@ -17,6 +17,7 @@ from .._native.calls import Handle
 from ..errors import InvalidPayload, ServiceUnreachable
 from ..options import BatchOptions
 from ..signature import Described, Signature
+from .wire import MAX_MESSAGE_BYTES
 
 __all__ = [
     "CallSignature",
@@ -187,6 +188,15 @@ def described(runner: Any, options: BatchOptions) -> bytes:
     return json.dumps(tree).encode()
 
 
+def message_limit(description: bytes) -> int:
+    """How many bytes a message to the service may have, if it says so and has it less than the protocol."""
+    try:
+        limit = json.loads(description).get("max_message_bytes")
+    except (ValueError, AttributeError, RecursionError):
+        return MAX_MESSAGE_BYTES
+    return limit if type(limit) is int and 0 < limit < MAX_MESSAGE_BYTES else MAX_MESSAGE_BYTES
+
+
 def same_arguments(one: bytes, other: bytes) -> bool:
     """Whether two descriptions are of the same calls: options may change while a service runs."""
     try:
@@ -196,4 +206,4 @@ def same_arguments(one: bytes, other: bytes) -> bool:
 
 
 def _without_options(description: bytes) -> dict[str, Any]:
-    return {**json.loads(description), "options": None}
+    return {**json.loads(description), "options": None, "max_message_bytes": None}

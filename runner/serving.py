@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from .._native.scheduler import Scheduler
@@ -10,7 +11,7 @@ from .backlog import MAX_UNREAD_BYTES
 from .failures import model_failure
 from .wire import MAX_KEY_BYTES, MAX_MESSAGE_BYTES, MAX_NAME_BYTES, MAX_TEXT_BYTES, Code, Failure, Rows
 
-__all__ = ["Counters", "Hooks", "Serving", "rekeyed"]
+__all__ = ["Counters", "Hooks", "Serving", "rekeyed", "welcoming"]
 
 
 class Hooks:
@@ -48,6 +49,13 @@ def rekeyed(hooks: Hooks, call: Rows) -> Rows | Failure:
         return Failure(call.id, Code.INVALID_PAYLOAD, str(error))
     except BaseException as error:  # no hook ends the thread that serves everybody
         return model_failure(error, "group_by", call.id)
+
+
+def welcoming(description: bytes, max_message_bytes: int) -> bytes:
+    """The description with what a client must know of messages, if that is less than the protocol has it."""
+    if max_message_bytes >= MAX_MESSAGE_BYTES:
+        return description
+    return json.dumps({**json.loads(description), "max_message_bytes": max_message_bytes}).encode()
 
 
 class Counters:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -558,6 +559,28 @@ def test_an_answer_above_the_size_of_a_message_is_an_error_that_names_both(short
         assert handle.run_batch(np.zeros(1)).shape == (1, 60_000)
         with pytest.raises(InvalidPayload, match=r"an answer of 120.* is above max_message_bytes, 100000"):
             handle.run_batch(np.zeros(2))
+
+
+@pytest.mark.parametrize("way", ["service", "connected"])
+def test_a_call_above_the_size_of_a_message_is_refused_where_it_is_made_and_no_other(short_messages, way):
+    async def turn(handle):
+        # Both ways in which a call is written: as the array that it is, and as what a signature made of it.
+        rows = [np.zeros(40_000, np.uint8), np.zeros(120_000, np.uint8), b"\1" * 40_000, b"\1" * 120_000] * 2
+        return await asyncio.gather(*map(handle.async_run, rows), return_exceptions=True)
+
+    with runner_service(models.Echo()) as service, connect(service.endpoint, "Echo") as connected:
+        handle = service if way == "service" else connected
+        for _ in range(2):
+            outcomes = asyncio.run(turn(handle))
+            for fits, refused in zip(outcomes[::2], outcomes[1::2], strict=True):
+                assert len(fits) == 40_000
+                assert isinstance(refused, InvalidPayload)
+                assert re.search(r"a call of 120.* is above max_message_bytes, 100000", str(refused))
+        service.options = BatchOptions(max_batch_size=1)  # is told again, and the limit with it
+        with connect(service.endpoint, "Echo") as again, pytest.raises(InvalidPayload, match="100000"):
+            again.run(np.zeros(120_000, np.uint8))
+        if way == "connected":  # they never left
+            assert service.statistics().messages_dropped == 0
 
 
 @pytest.mark.parametrize("isolate", [True, False])
