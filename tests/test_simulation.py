@@ -120,6 +120,17 @@ def test_an_overloaded_engine_answers_as_many_in_time_as_full_batches_could(load
     assert answered > 0.96 * (calls[-1] + 5 * full_s) * 128 / full_s
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_budget_is_used_up_no_further_than_a_cost_that_varies_allows(seed):
+    def noisy(rows, rng):
+        return (0.001 + 0.00002 * rows) * max(0.3, 1 + 0.2 * rng.normal())
+
+    options = BatchOptions(max_latency_ms=20, objective="throughput")
+    outcome = simulate(trace(6000, rate=2000.0), noisy, options=options, seed=seed)
+    assert outcome.batch_rows.mean() > 30
+    assert np.isfinite(outcome.latency_s).mean() > 0.99
+
+
 def test_the_queue_is_bounded_only_if_the_options_say_so():
     crowd = np.zeros(100)
     bounded = simulate(crowd, cost, options=BatchOptions(max_batch_size=MOST, max_queue_rows=MOST))
