@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["cpu_s", "descriptors", "machine", "memory_bytes", "threads", "workers_of"]
+__all__ = ["cpu_s", "descriptor_kinds", "descriptors", "machine", "memory_bytes", "threads", "workers_of"]
 
 
 def cpu_s(pid: int) -> float:
@@ -36,6 +38,16 @@ def _command_line(pid: int) -> bytes:
 
 def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def descriptor_kinds(pid: int) -> dict[str, int]:
+    """How many are sockets, pipes, files and so on."""
+    kinds: collections.Counter[str] = collections.Counter()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(OSError):  # the folder's own, which is closed by now
+            name = os.readlink(f"/proc/{pid}/fd/{fd}")
+            kinds["file" if name.startswith("/") else name.removeprefix("anon_inode:").partition(":")[0]] += 1
+    return dict(sorted(kinds.items()))
 
 
 def threads(pid: int) -> int:

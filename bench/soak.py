@@ -4,7 +4,7 @@ Not a benchmark: run it by hand before a release. A service of three workers is 
 its own process (threads and coroutines) and by a connected client process, with arrays, frames and lists of
 many sizes, with deadlines and cancels; every second or so a random worker gets SIGKILL. Every answer must be
 the right one, or an error of the package's own family. With nothing in flight, after a tenth of the time and
-at the end: descriptors, threads and resident memory of the service's process and of the client.
+at the end: descriptors, by kind too, threads and resident memory of the service's process and of the client.
 
 How to run: python bench/soak.py [--minutes 10] [--seed 0] [--plane native|plain] [--json]
 """
@@ -32,7 +32,7 @@ import pandas as pd
 from batching import BatchingError, BatchOptions, Runner, connect, runner_service
 
 sys.path.insert(0, str(Path(__file__).parent))
-from processes import descriptors, memory_bytes, threads, workers_of
+from processes import descriptor_kinds, descriptors, memory_bytes, threads, workers_of
 
 RESULT = Path(__file__).parent / "results" / "soak.json"
 
@@ -114,10 +114,13 @@ def callers(handle, seed: int, stop: threading.Event) -> tuple[list[threading.Th
     return made, tally
 
 
-def measured() -> dict[str, int]:
+def measured() -> dict[str, object]:
     gc.collect()
     pid = os.getpid()
-    return {"descriptors": descriptors(pid), "threads": threads(pid), "memory_mb": memory_bytes(pid) >> 20}
+    return {
+        "descriptors": descriptors(pid), "kinds": descriptor_kinds(pid), "threads": threads(pid),
+        "memory_mb": memory_bytes(pid) >> 20,
+    }  # fmt: skip
 
 
 def client(endpoint: str, seed: int, minutes: float, pipe) -> None:
@@ -145,7 +148,7 @@ def kill_some(seed: int, stop: threading.Event, killed: list[int]) -> None:
             os.kill(killed[-1], signal.SIGKILL)
 
 
-def phase(service, seed: int, seconds: float, killed: list[int], total: Tally) -> dict[str, int]:
+def phase(service, seed: int, seconds: float, killed: list[int], total: Tally) -> dict[str, object]:
     """Calls and kills for a while, then quiet; what the process holds then."""
     stop = threading.Event()
     made, tally = callers(service, seed, stop)
