@@ -139,7 +139,7 @@ class Baselines:
 
 
 def optimum(work: Workload) -> np.ndarray:
-    """The best policy for Poisson arrivals on one worker, by policy iteration: calls to take, by calls queued.
+    """The best policy for Poisson arrivals on one worker, by policy iteration: calls to take by calls queued.
 
     State: calls in the queue when the worker is idle. Actions: wait for the next call (0), or run any of
     a few sizes of batch up to all. Cost: calls in the system over time.
