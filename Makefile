@@ -56,7 +56,7 @@ debug-test: ## make test with a debug build: C assertions and counters of live o
 # the extension modules do with objects; CPython's leaks would hide theirs. What a sanitizer says, pytest must not capture.
 SANITIZED_TESTS := tests/test_native_plane.py tests/test_native_wire.py tests/test_adversity.py tests/test_contract.py \
   tests/test_rows.py tests/test_blobs.py tests/test_scheduler.py tests/test_engine.py tests/test_service.py tests/test_client.py \
-  tests/test_fork.py tests/test_memory.py tests/test_pipe.py tests/test_payloads_numpy.py \
+  tests/test_fork.py tests/test_memory.py tests/test_pipe.py tests/test_plain_arrays.py tests/test_payloads_numpy.py \
   tests/test_payloads_lists.py tests/test_payloads_pandas.py
 SANITIZERS = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
   ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc

@@ -1,9 +1,19 @@
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
+
+import numpy as np
 
 from .rows import BufferPool
 
-__all__ = ["new_result", "read_batches"]
+__all__ = ["PlainArrays", "new_result", "read_batches"]
+
+@final
+class PlainArrays:
+    def __new__(cls, fixed: type) -> PlainArrays: ...
+    def argument(self, key: bytes, buffers: list[Any], rows: int) -> np.ndarray[Any, Any] | None: ...
+    def learn_argument(self, key: bytes, argument: object) -> None: ...
+    def result(self, id_: int, rows: int, model_rows: int, result: object) -> int: ...
+    def learn_result(self, key: bytes, result: object) -> None: ...
 
 def read_batches(address: int, fixed: type, var: type, pool: BufferPool | None) -> list[tuple[Any, ...]]: ...
 def new_result(

@@ -2,6 +2,8 @@
 """Batches: the worker's end of a connection, from a message to a batch and from a result to a message.
 
 What it is      `read_batches` takes apart what a dispatcher sent; `new_result` makes the answer.
+                `PlainArrays` is the short way from a buffer to an argument and from a result to
+                a message, for those that are one plain ndarray each.
 Guarantees      1. the rows of a batch are in one piece of memory of their own for each buffer,
                    aligned and writable;
                 2. what comes is checked before it is used, and whose batches were in a broken
@@ -12,7 +14,7 @@ Why this shape  a large buffer is copied once, without the GIL, into memory that
 
 cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from c_plane cimport *
@@ -20,8 +22,9 @@ from c_wire cimport *
 
 include "libzmq.pxi"
 include "buffers.pxi"
+include "array_keys.pxi"
 
-__all__ = ["new_result", "read_batches"]
+__all__ = ["PlainArrays", "new_result", "read_batches"]
 
 
 def read_batches(uintptr_t address, fixed, var, pool):
@@ -67,6 +70,133 @@ def read_batches(uintptr_t address, fixed, var, pool):
                 records.append((record.type, record.id))
     finally:
         bt_message_drop(message)
+
+
+# Of keys that are remembered, and of one of them.
+cdef enum:
+    MOST_KEYS = 1024
+    LONGEST_KEY = 4096
+
+
+@cython.final
+cdef class PlainArrays:
+    """Arguments and results that are one ndarray of at most `LARGE` bytes, whose bytes are all there is to it.
+
+    Which keys are such is learned from what their signature made of them. Only for a
+    signature that is `simple`: with kinds of its own an ndarray may be anything.
+
+    Args:
+        fixed: the class of the signature's buffers, Fixed.
+    """
+
+    cdef object fixed
+    cdef ArrayKey argument_key, result_key
+    cdef dict argument_keys, result_keys
+    cdef bt_outgoing out
+
+    def __cinit__(self, fixed):
+        self.fixed = fixed
+        self.argument_keys, self.result_keys = {}, {}
+        bt_outgoing_start(&self.out)
+
+    def __dealloc__(self):
+        bt_outgoing_free(&self.out)
+
+    def __reduce__(self):
+        raise TypeError("PlainArrays belong to their process and cannot be pickled")
+
+    def argument(self, bytes key not None, list buffers not None, Py_ssize_t rows):
+        """The only argument of a batch of this key, over the memory of its buffer, which is taken out of the
+        list; None if it is not known to be one array."""
+        cdef ArrayKey known = self.argument_key
+        cdef cnp.ndarray data, array
+        cdef cnp.npy_intp shape[33]
+        cdef int axis
+        if known is None or known.key != key:
+            known = self.argument_keys.get(key)
+            if known is None:
+                return None
+            self.argument_key = known
+        if len(buffers) != 1 or type(buffers[0]) is not self.fixed or rows <= 0:
+            return None
+        row_bytes, data = buffers[0]
+        if (
+            row_bytes != known.row_bytes or cnp.PyArray_NBYTES(data) > <Py_ssize_t>LARGE
+            or <size_t>cnp.PyArray_NBYTES(data) != <size_t>rows * known.row_bytes
+            or <size_t>cnp.PyArray_DATA(data) % known.alignment != 0
+        ):
+            return None
+        shape[0] = rows
+        for axis in range(known.row_ndim):
+            shape[axis + 1] = known.row_shape[axis]
+        array = cnp.PyArray_SimpleNewFromData(known.row_ndim + 1, shape, known.type_num, cnp.PyArray_DATA(data))
+        cnp.set_array_base(array, data)
+        buffers.clear()
+        return array
+
+    def learn_argument(self, bytes key not None, argument):
+        """What the signature made of a batch of this key: its only argument."""
+        if len(key) > LONGEST_KEY or not is_rows(argument):
+            return
+        if len(self.argument_keys) >= MOST_KEYS:
+            self.argument_keys.clear()
+        self.argument_keys[key] = new_array_key(key, argument, 1)
+
+    def result(self, uint64_t id_, uint32_t rows, Py_ssize_t model_rows, result):
+        """The address of a message with a RESULT of the first `rows` rows; 0 if it is not known to be one array
+        of `model_rows` rows."""
+        cdef ArrayKey known = self.result_key
+        cdef cnp.ndarray array
+        if not is_rows(result):
+            return 0
+        array = result
+        if cnp.PyArray_DIM(array, 0) != model_rows or cnp.PyArray_NBYTES(array) > <Py_ssize_t>LARGE:
+            return 0
+        if known is None or not known.is_of(array, 1):
+            known = self.result_keys.get((cnp.PyArray_TYPE(array), result.shape[1:]))
+            if known is None:
+                return 0
+            self.result_key = known
+        return self.write(id_, rows, known, array)
+
+    cdef uintptr_t write(self, uint64_t id_, uint32_t rows, ArrayKey key, cnp.ndarray array) except 0:
+        cdef size_t key_bytes = PyBytes_GET_SIZE(key.key), size = rows * key.row_bytes
+        cdef size_t head = bt_wire_rows_bytes(1, key_bytes, 0), padded = bt_pad8(size)
+        cdef bt_message *message
+        cdef uint8_t *at
+        drop_returned()
+        bt_writer_reserve(&self.out.w, head + padded)
+        at = bt_write_rows_whole(
+            &self.out.w, BT_RESULT, id_, -1, rows, rows, 1, <const uint8_t *>PyBytes_AS_STRING(key.key),
+            <uint32_t>key_bytes, head + padded
+        )
+        if at is not NULL:
+            bt_put64(at, size)
+            bt_put32(at + 8, <uint32_t>key.row_bytes)
+            bt_put32(at + 12, 0)
+            at += BT_DESCRIPTOR_BYTES + bt_pad8(key_bytes)
+            memcpy(at, cnp.PyArray_DATA(array), size)
+            memset(at + size, 0, padded - size)
+        message = bt_outgoing_take(&self.out)
+        if message is NULL:
+            raise MemoryError("no memory for a result")
+        return <uintptr_t>message
+
+    def learn_result(self, bytes key not None, result):
+        """What the signature made of a result: its key."""
+        if len(key) > LONGEST_KEY or not is_rows(result):
+            return
+        if len(self.result_keys) >= MOST_KEYS:
+            self.result_keys.clear()
+        self.result_keys[(cnp.PyArray_TYPE(result), result.shape[1:])] = new_array_key(key, result, 1)
+
+
+cdef bint is_rows(value) except -1:
+    """Whether it is an ndarray whose rows have bytes, and nothing else to them."""
+    return (
+        cnp.PyArray_CheckExact(value) and is_plain(<cnp.ndarray>value) and 0 < cnp.PyArray_NDIM(<cnp.ndarray>value) <= 32
+        and cnp.PyArray_NBYTES(<cnp.ndarray>value) > 0
+    )
 
 
 def new_result(uint64_t id_, uint32_t rows, bytes key, buffers, var, pool, bint owned):

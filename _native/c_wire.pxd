@@ -10,6 +10,7 @@ cdef extern from "wire.h" nogil:
     size_t bt_pad8(size_t n)
     size_t bt_wire_rows_bytes(uint16_t buffers, size_t key_bytes, size_t meta_bytes)
     size_t BT_RECORD_HEADER
+    size_t BT_DESCRIPTOR_BYTES
     int BT_HELLO, BT_WELCOME, BT_CALL, BT_ANSWER, BT_ERROR, BT_CANCEL, BT_BATCH, BT_RESULT
     int BT_PING, BT_PONG, BT_STOP, BT_BYE
 
@@ -103,6 +104,12 @@ cdef extern from "wire.h" nogil:
         bt_writer *w, bt_record_type type, uint64_t id, int64_t budget_ns, uint32_t rows,
         uint32_t padded_rows, uint16_t method, uint16_t buffers, uint32_t key_bytes, uint32_t meta_bytes
     )
+    uint8_t *bt_write_rows_whole(
+        bt_writer *w, bt_record_type type, uint64_t id, int64_t budget_ns, uint32_t rows, uint32_t padded_rows,
+        uint16_t buffers, const uint8_t *key, uint32_t key_bytes, size_t bytes
+    )
+    size_t bt_wire_rows_bytes(uint16_t buffers, size_t key_bytes, size_t meta_bytes)
+    size_t bt_pad8(size_t n)
     void bt_write_descriptor(bt_writer *w, uint64_t bytes, int32_t row_bytes, uint32_t frames)
     uint8_t *bt_write_padded(bt_writer *w, const void *data, size_t bytes)
     void bt_write_rows_end(bt_writer *w, uint16_t frames)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from .._native.rows import BufferPool, is_sole_reference
 from ..errors import InvalidPayload
-from ..payloads import Encoded, Var
+from ..payloads import Encoded, Fixed, Var
 from ..signature import InvalidResult
 from . import native
 from .buffers import Slicer, contiguous, join
@@ -118,6 +118,20 @@ class NativeModel(Model):
     def __init__(self, runner: Any, pool: BufferPool, *, allow_pickle: bool) -> None:
         super().__init__(runner, allow_pickle=allow_pickle)
         self._pool = pool
+        simple = getattr(self._signature, "simple", False)
+        self._arrays = native.batches.PlainArrays(Fixed) if simple else None
+
+    def _arguments(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        arrays = self._arrays
+        if arrays is None:
+            return super()._arguments(batch)
+        array = arrays.argument(batch.key, batch.buffers, batch.model_rows)
+        if array is not None:
+            return (array,), {}
+        args, kwargs = super()._arguments(batch)
+        if len(args) == 1 and not kwargs:
+            arrays.learn_argument(batch.key, args[0])
+        return args, kwargs
 
     def _encoded(self, batch: Batch) -> list[Any]:
         # From here on they are the model's alone.
@@ -126,12 +140,24 @@ class NativeModel(Model):
         return buffers
 
     def _answer(self, batch: Batch, result: list[Any]) -> Any:
+        arrays = self._arrays
+        if arrays is None:
+            return self._encoded_answer(batch, result)[0]
+        message = arrays.result(batch.id, batch.rows, batch.model_rows, result[0])
+        if not message:
+            message, key = self._encoded_answer(batch, result)
+            arrays.learn_result(key, result[0])
+        return message
+
+    def _encoded_answer(self, batch: Batch, result: list[Any]) -> tuple[int, bytes]:
+        """The message, and the key of the result in it."""
         # What nobody else can reach is sent from where it is: also the batch itself, if that is the result.
         owned = is_sole_reference(result) and self._pool.is_alone(result[0])
         encoded = self._encode(batch, result)
         try:
-            return native.batches.new_result(
+            message = native.batches.new_result(
                 batch.id, batch.rows, encoded.key, encoded.buffers, Var, self._pool, owned
             )
         except ValueError as error:
             raise InvalidResult(f"_run_batch returned what cannot be sent: {error}") from None
+        return message, encoded.key
