@@ -202,6 +202,7 @@ cdef extern from "scheduler.h" nogil:
     bt_admission bt_admit(bt_scheduler *s, int64_t now_ns, int64_t rows, uint64_t group, int64_t deadline_ns,
                           uint64_t client, uint64_t tag)
     int bt_cancel(bt_scheduler *s, bt_id id)
+    int bt_expire(bt_scheduler *s, bt_id id)
     int bt_decide(bt_scheduler *s, int64_t now_ns, int64_t idle_slots, int64_t total_slots, bt_decision *out)
     size_t bt_expired(bt_scheduler *s, bt_settled *out, size_t capacity)
     const bt_settled *bt_finished(bt_scheduler *s, uint64_t batch, int64_t now_ns, bt_finish how, size_t *count)

@@ -228,7 +228,8 @@ cdef class Engine(NativeEngine):
 
     cpdef object cancel(self, Call call):
         """The caller gave up: its rows leave the queue at once."""
-        if bt_cancel(self._scheduler, call.id):
+        cdef bint is_late = call.deadline_ns >= 0 and monotonic_ns() >= call.deadline_ns
+        if bt_expire(self._scheduler, call.id) if is_late else bt_cancel(self._scheduler, call.id):
             self._release(call)
             if self._closing:
                 self._tell()

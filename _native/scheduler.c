@@ -235,13 +235,21 @@ bt_admission bt_admit(bt_scheduler *s, int64_t now_ns, int64_t rows, uint64_t gr
     return (bt_admission){BT_ADMITTED, bt_call_id(c), predicted_ns};
 }
 
-int bt_cancel(bt_scheduler *s, bt_id id) {
+static int give_up(bt_scheduler *s, bt_id id, int64_t *counted) {
     bt_call *c = bt_call_of(s, id);
     if (!c) return 0;
-    s->counted.cancelled++;
+    ++*counted;
     bt_call_end(s, c);
     BT_ASSERT_CONSISTENT(s);
     return 1;
+}
+
+int bt_cancel(bt_scheduler *s, bt_id id) {
+    return give_up(s, id, &s->counted.cancelled);
+}
+
+int bt_expire(bt_scheduler *s, bt_id id) {
+    return give_up(s, id, &s->counted.expired);
 }
 
 /* ---- the decision: which group --------------------------------------------------------- */

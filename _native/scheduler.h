@@ -183,6 +183,8 @@ bt_admission bt_admit(bt_scheduler *s, int64_t now_ns, int64_t rows, uint64_t gr
 /* Takes the call out of the queue at once; what is running of it settles as
  * BT_GONE. 1 if it was live, 0 if it had its verdict before (or never was). */
 int bt_cancel(bt_scheduler *s, bt_id id);
+/* The same for one whose caller knows that its deadline has passed. */
+int bt_expire(bt_scheduler *s, bt_id id);
 
 /* What to do now, with idle_slots slots free and total_slots in all
  * (busy ones included). Expires what is due before it decides.

@@ -313,6 +313,25 @@ def test_a_deadline_passes_in_the_queue_and_the_call_never_reaches_the_model(mod
     assert (first.result(), other.result()) == ("first", "other")
 
 
+def test_a_call_whose_deadline_passes_is_counted_as_expired_and_one_given_up_as_cancelled(model):
+    runner = model(real_time=True)
+    first, batch = busy(runner)
+
+    async def late_and_impatient() -> None:
+        with pytest.raises(DeadlineExceeded):
+            await runner.async_run("late", deadline_ms=1)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(runner.async_run("impatient", deadline_ms=60_000), 0.001)
+
+    asyncio.run(late_and_impatient())
+    with pytest.raises(DeadlineExceeded):
+        runner.run("late as well", deadline_ms=1)
+    batch.echo()
+    first.result()
+    numbers = runner.statistics()
+    assert (numbers.answered, numbers.expired, numbers.cancelled) == (1, 2, 1)
+
+
 def test_deadline_ms_replaces_max_latency_ms(model):
     runner = model(max_latency_ms=10, real_time=True)
     with pytest.raises(DeadlineExceeded, match="10 ms"):
