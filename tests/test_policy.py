@@ -391,6 +391,18 @@ def test_one_batch_a_hundred_times_slower_is_shrugged_off(engine):
     assert cost_of(engine, 10) == pytest.approx(before, rel=0.05)
 
 
+def test_batches_that_raise_teach_nothing_about_the_cost(engine):
+    run_sizes(engine, (1, 8, 3, 20) * 20)
+    before = cost_of(engine, 10)
+    for _ in range(50):
+        engine.call()
+        batch = engine.run().batch
+        engine.now += 10 * US
+        engine.scheduler.finished(batch, engine.now, "raised")
+        engine.ends.clear()
+    assert cost_of(engine, 10) == before
+
+
 def test_a_long_stretch_of_equal_batches_keeps_the_slope(engine):
     run_sizes(engine, (1, 8, 3, 20) * 5)
     run_sizes(engine, (8,) * 500)

@@ -131,6 +131,10 @@ static void drops(void) {
     expect(run(0, 1) == 10 && expired() == 0, "nothing is dropped if all make it");
 
     begin(0);
+    admit_many(10, 50);
+    expect(run(0, 1) == 10 && expired() == 0, "nobody is dropped before the policy is calibrated");
+
+    begin(0);
     for (int64_t i = 1; i <= 10; i++) admit(0, 1, 20 * i);
     the_policy.calibrated = 1;
     /* Without the k tightest: 100 + 10 (10 - k) <= 20 (k + 1), so k = 6. */
