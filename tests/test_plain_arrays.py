@@ -1,4 +1,4 @@
-"""The short way of arguments and results that are one plain ndarray: as the signature would, or not at all."""
+"""The short way of arguments and results that are one plain ndarray: as the signature would, or not."""
 
 from __future__ import annotations
 
