@@ -1,4 +1,4 @@
-"""Workloads for bench_policy_regret.py: a table, others that vary its kinds, and any number by seed."""
+"""Workloads for bench_policy_regret.py: a table, others of its kinds, and any number by seed."""
 
 from __future__ import annotations
 
