@@ -199,6 +199,7 @@ cdef extern from "scheduler.h" nogil:
     bt_scheduler *bt_scheduler_new(const bt_options *options)
     void bt_scheduler_free(bt_scheduler *s)
     int bt_set_options(bt_scheduler *s, const bt_options *options)
+    void bt_refused(bt_scheduler *s, int64_t calls)
     bt_admission bt_admit(bt_scheduler *s, int64_t now_ns, int64_t rows, uint64_t group, int64_t deadline_ns,
                           uint64_t client, uint64_t tag)
     int bt_cancel(bt_scheduler *s, bt_id id)

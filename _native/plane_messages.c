@@ -205,8 +205,8 @@ static int64_t check(bt_plane *p, bt_peer *peer, const bt_message *m)
 /* Whether this record of a client waits for the owner to say which calls may run together. */
 static int is_to_be_grouped(const bt_plane *p, const bt_peer *peer, const bt_checked *c)
 {
-    return p->groups && peer != p->local && peer->role == BT_ROLE_CLIENT &&
-           (c->record.type == BT_CALL || c->record.type == BT_CANCEL);
+    if (!p->groups || peer == p->local || peer->role != BT_ROLE_CLIENT) return 0;
+    return c->record.type == BT_CANCEL || (c->record.type == BT_CALL && c->body.rows.method == BT_METHOD_RUN);
 }
 
 /* Rows that would wait, and at least one for each call. */

@@ -18,6 +18,7 @@ from libc.string cimport memset
 from c_scheduler cimport (
     BT_BATCH_ROWS_BUCKETS, BT_MAX_ALLOWED_SIZES, BT_NEVER, BT_RECENT_RELEASES, BT_RELEASE_COUNT,
     BT_RELEASE_RUNNING, BT_RUN, bt_admission, bt_admit, bt_cancel, bt_check, bt_decide, bt_decision, bt_expired,
+    bt_refused,
     bt_finish, bt_finished, bt_get_statistics, bt_live_objects, bt_objective, bt_options, bt_part,
     bt_recent_releases, bt_released, bt_rule, bt_scheduler, bt_scheduler_free, bt_scheduler_new, bt_set_options,
     bt_settled, bt_statistics,
@@ -233,6 +234,10 @@ cdef class Scheduler:
         cdef bt_admission a = bt_admit(self._open(), now_ns, rows, group, deadline, client, tag)
         predicted = None if a.predicted_ns < 0 else a.predicted_ns
         return new_tuple(Admission, (VERDICTS[<int>a.verdict], a.id, predicted))
+
+    def count_refused(self, int64_t calls):
+        """Counts calls that were refused, for want of room, before they came here."""
+        bt_refused(self._open(), calls)
 
     def cancel(self, uint64_t id):
         """Takes a call out: True if it was live, False if it has had its verdict."""

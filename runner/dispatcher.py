@@ -27,13 +27,14 @@ import zmq
 
 from .crew import Crew
 from .greetings import newcomer, objection
+from .grouping import Grouping
 from .ledger import Entry, Ledger
 from .mailbox import Mailbox
 from .origins import RemoteOrigin
 from .peers import Client, Peers, Worker
 from .posting import Posting
 from .router import Router, source_fd
-from .serving import Counters, Serving, rekeyed, welcoming
+from .serving import Counters, Serving, welcoming
 from .trust import holds_pickle
 from .wire import (
     NONE,
@@ -80,7 +81,6 @@ class Dispatcher:
         self._name = serving.name
         self._description = welcoming(serving.description, serving.max_message_bytes)
         self._hooks = serving.hooks
-        self._groups = serving.groups
         self._allow_pickle = serving.allow_pickle
         self._max_unread_bytes = serving.max_unread_bytes
         self._ledger = Ledger(serving.scheduler, serving.max_queue_rows)
@@ -98,6 +98,9 @@ class Dispatcher:
             self._ledger, self._peers, self._posting, serving.hooks, self.counters, serving.run_timeout_ms
         )
         self._thread = threading.Thread(target=self._serve, name=f"batching-{serving.name}", daemon=True)
+        self._grouping: Grouping | None = None
+        if serving.groups:
+            self._grouping = Grouping(serving.name, serving.hooks, self._mailbox, self._grouped)
         self._failing: Failure | None = None
         self._questions: dict[Client, list[int]] = {}
 
@@ -109,6 +112,8 @@ class Dispatcher:
         return self.endpoint
 
     def start(self) -> None:
+        if self._grouping is not None:
+            self._grouping.start()
         self._thread.start()
 
     def submit(self, entry: Entry) -> bool:
@@ -181,6 +186,8 @@ class Dispatcher:
         self._mailbox.urge(self._end, failure)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
+            if self._grouping is not None:
+                self._grouping.join()
 
     def discard(self) -> None:
         """For a dispatcher that was never started."""
@@ -264,9 +271,7 @@ class Dispatcher:
             case Rows(type=Type.CALL) if isinstance(peer, Client):
                 self._call(peer, record)
             case Plain(type=Type.CANCEL) if isinstance(peer, Client):
-                entry = peer.calls.pop(record.id, None)
-                if entry is not None:
-                    self._ledger.cancel(entry)
+                self._cancel(peer, record.id)
             case Rows(type=Type.RESULT) if isinstance(peer, Worker):
                 self._crew.result(peer, record)
             case Failure() if isinstance(peer, Worker):
@@ -342,11 +347,12 @@ class Dispatcher:
         for entry in peer.calls.values():
             self._ledger.cancel(entry)
         peer.calls.clear()
+        peer.grouping.clear()
 
     # ---- calls -------------------------------------------------------------------
 
     def _call(self, client: Client, record: Rows) -> None:
-        if record.id in client.calls:  # a frame that came twice
+        if record.id in client.calls or record.id in client.grouping:  # a frame that came twice
             self.counters.dropped += 1
             return
         if record.method != Method.RUN:
@@ -359,11 +365,30 @@ class Dispatcher:
             text = "pickle is not allowed on this connection"
             self._posting.post(client, Failure(record.id, Code.INVALID_PAYLOAD, text))
             return
-        grouped = rekeyed(self._hooks, record) if self._groups else record
-        if isinstance(grouped, Failure):
-            self._posting.post(client, grouped)
-            return
-        record = grouped
+        if self._grouping is None:
+            self._enter(client, record)
+        elif refusal := self._grouping.take(client, record, self._ledger.max_queue_rows):
+            self._ledger.scheduler.count_refused(1)
+            self._posting.post(client, refusal)
+
+    def _grouped(self, client: Client, call: Rows | Failure, cancelled: bool) -> None:
+        if isinstance(call, Failure):
+            self._posting.post(client, call)
+        elif self._state is not _State.OPEN:
+            self._posting.post(client, Failure(call.id, Code.CLOSED, "the service is closing"))
+        else:
+            self._enter(client, call)
+            if cancelled:
+                self._cancel(client, call.id)
+
+    def _cancel(self, client: Client, id_: int) -> None:
+        if id_ in client.grouping:
+            client.grouping[id_] = True
+        entry = client.calls.pop(id_, None)
+        if entry is not None:
+            self._ledger.cancel(entry)
+
+    def _enter(self, client: Client, record: Rows) -> None:
         deadline_ns = NONE
         if record.budget_ns != NONE:
             deadline_ns = time.monotonic_ns() + min(record.budget_ns, _LONGEST_BUDGET_NS)
@@ -440,6 +465,8 @@ class Dispatcher:
         self._hooks.settle_turn()
         if not self._drained.done():
             self._drained.set_result(None)
+        if self._grouping is not None:
+            self._grouping.end()
         with suppress(Exception):
             self._linger()
         self._mailbox.close()

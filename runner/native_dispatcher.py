@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import queue
 import threading
-import time
 from contextlib import suppress
 from itertools import dropwhile
 from typing import Any
@@ -16,8 +16,8 @@ from . import native
 from .failures import error_of
 from .recipe import CallSignature
 from .router import Router
-from .serving import Counters, Serving, rekeyed, welcoming
-from .wire import NONE, Failure, Method, Packet, Rows, Type, parse
+from .serving import Counters, Serving, later, rekeyed, welcoming
+from .wire import Failure, Method, Packet, Rows, Type, parse
 
 __all__ = ["NativeDispatcher"]
 
@@ -27,7 +27,8 @@ _LONGEST_NS = 2**62
 
 
 class NativeDispatcher:
-    """`Dispatcher`, on a thread that needs no GIL. A second thread hears of what Python has to know.
+    """`Dispatcher`, on a thread that needs no GIL. A second thread hears of what Python has to know;
+    a third, where there is one, runs the `group_by` of a runner.
 
     Methods: as `Dispatcher`; calls of this process come through `engine`.
     """
@@ -49,6 +50,13 @@ class NativeDispatcher:
         self._drained = threading.Event()
         self._thread = threading.Thread(target=self._plane.run, name=f"batching-{name}", daemon=True)
         self._listener = threading.Thread(target=self._listen, name=f"batching-{name}-events", daemon=True)
+        self._ended = False
+        self._groups: queue.SimpleQueue[tuple[int, int, int] | None] = queue.SimpleQueue()
+        self._grouper: threading.Thread | None = None
+        if serving.groups:
+            self._grouper = threading.Thread(
+                target=self._group_all, name=f"batching-{name}-groups", daemon=True
+            )
 
     def bind(self, endpoint: str) -> str:
         self.endpoint = self._router.bind(endpoint)
@@ -57,6 +65,8 @@ class NativeDispatcher:
     def start(self) -> None:
         self._thread.start()
         self._listener.start()
+        if self._grouper is not None:
+            self._grouper.start()
 
     def discard(self) -> None:
         """Instead of `start`."""
@@ -102,8 +112,11 @@ class NativeDispatcher:
             return
         self._plane.end(native.packed(failure))
         self._thread.join()
-        if threading.current_thread() is not self._listener:
-            self._listener.join()
+        self._ended = True
+        self._groups.put(None)
+        for thread in (self._listener, self._grouper):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join()
         if self._pipe is not None:
             self._pipe.fail_all(lambda: error_of(failure, allow_pickle=False))
         self._plane.close()
@@ -161,14 +174,29 @@ class NativeDispatcher:
             case "group":
                 ticket, at_ns = why
                 try:
-                    self._group(ticket, at_ns, number)
+                    self._groups.put((ticket, at_ns, number))
                 except BaseException:
+                    native.link.drop(number)
                     self._plane.not_grouped(ticket)
                     raise
             case "ran":
                 self._hooks.batches_ran()
             case "drained":
                 self._drained.set()
+
+    def _group_all(self) -> None:
+        """The body of a thread: a hook may be slow, and nobody but the calls behind it is to wait for it."""
+        while (item := self._groups.get()) is not None:
+            ticket, at_ns, message = item
+            with suppress(BaseException):
+                if self._ended:
+                    native.link.drop(message)
+                    continue
+                try:
+                    self._group(ticket, at_ns, message)
+                except BaseException:
+                    self._plane.not_grouped(ticket)
+                    raise
 
     def _lose(self) -> None:
         if self._pipe is not None:
@@ -183,17 +211,10 @@ class NativeDispatcher:
         packet = Packet()
         for record in dropwhile(lambda record: record.type not in (Type.CALL, Type.CANCEL), records):
             if isinstance(record, Rows) and record.method == Method.RUN:
-                packet.add(_later(rekeyed(self._hooks, record), at_ns))
+                packet.add(later(rekeyed(self._hooks, record), at_ns))
             else:
                 packet.add(record)
         self._plane.grouped(ticket, packet.frames())
-
-
-def _later(call: Rows | Failure, since_ns: int) -> Rows | Failure:
-    """The call, some of whose budget is used up since then."""
-    if isinstance(call, Rows) and call.budget_ns != NONE:
-        call.budget_ns = max(0, call.budget_ns - (time.monotonic_ns() - since_ns))
-    return call
 
 
 def _timeout_ns(ms: float | None) -> int:

@@ -35,6 +35,7 @@ class Client(Peer):
 
     backlog: Backlog = field(kw_only=True)
     calls: dict[int, Entry] = field(default_factory=dict)
+    grouping: dict[int, bool] = field(default_factory=dict)  # calls that are no entries yet: if cancelled
 
 
 @dataclass(slots=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 
 from .._native.scheduler import Scheduler
 from ..errors import RunnerError
 from .backlog import MAX_UNREAD_BYTES
 from .failures import model_failure
-from .wire import MAX_KEY_BYTES, MAX_MESSAGE_BYTES, MAX_NAME_BYTES, MAX_TEXT_BYTES, Code, Failure, Rows
+from .wire import MAX_KEY_BYTES, MAX_MESSAGE_BYTES, MAX_NAME_BYTES, MAX_TEXT_BYTES, NONE, Code, Failure, Rows
 
-__all__ = ["Counters", "Hooks", "Serving", "rekeyed", "welcoming"]
+__all__ = ["Counters", "Hooks", "Serving", "later", "rekeyed", "welcoming"]
 
 
 class Hooks:
@@ -49,6 +50,13 @@ def rekeyed(hooks: Hooks, call: Rows) -> Rows | Failure:
         return Failure(call.id, Code.INVALID_PAYLOAD, str(error))
     except BaseException as error:  # no hook ends the thread that serves everybody
         return model_failure(error, "group_by", call.id)
+
+
+def later(call: Rows | Failure, since_ns: int) -> Rows | Failure:
+    """The call, some of whose budget is used up since then."""
+    if isinstance(call, Rows) and call.budget_ns != NONE:
+        call.budget_ns = max(0, call.budget_ns - (time.monotonic_ns() - since_ns))
+    return call
 
 
 def welcoming(description: bytes, max_message_bytes: int) -> bytes:

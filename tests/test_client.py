@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import models
 import numpy as np
@@ -444,6 +444,62 @@ def test_calls_of_a_caller_without_the_class_are_grouped_by_whichever_dispatcher
         with pytest.raises(DeadlineExceeded):
             handle.run("a", deadline_ms=0)
         assert handle.run("a") == [1]
+
+
+class Gated(Lengths):
+    """Its `group_by` waits for the end of a named pipe when it meets "slow"."""
+
+    options = BatchOptions(max_wait_ms=0, max_queue_rows=4, max_batch_size=4)
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def group_by(self, text):
+        if text == "slow":
+            with open(self.path) as gate:
+                gate.read()
+        return len(text)
+
+
+@pytest.fixture
+def gate(tmp_path):
+    os.mkfifo(tmp_path / "gate")
+    return str(tmp_path / "gate")
+
+
+def test_a_slow_group_by_keeps_nobody_waiting_but_those_behind_it(gate):
+    with runner_service(Gated(gate)) as service, connect(service.endpoint, "Gated") as handle:
+        slow = Caller(handle.run, "slow")
+        with open(gate, "w"):  # once it was opened there, until it is closed here
+            behind = Caller(handle.run, "x")
+            assert Caller(service.run, "bb").result() == [2]
+            assert Caller(handle.statistics).result().answered == 1
+        assert (slow.result(), behind.result()) == ([4], [1])
+        assert handle.run("ccc") == [3]
+
+
+def test_calls_that_wait_for_a_slow_group_by_are_bounded_and_may_be_cancelled(gate):
+    async def main(service, handle):
+        slow = asyncio.ensure_future(handle.async_run("slow"))
+        wide = asyncio.ensure_future(handle.async_run_batch(["a", "b", "c"]))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        with pytest.raises(
+            Overloaded, match="4 rows wait to be grouped, and 2 more would exceed max_queue_rows, 4"
+        ):
+            await handle.async_run_batch(["d", "e"])
+        assert service.statistics().refused == 1
+        wide.cancel()
+        opened.set_result(await asyncio.to_thread(open, gate, "w"))
+        opened.result().close()
+        assert await slow == [4]
+        assert await handle.async_run_batch(["d", "e"]) == [[1], [1]]
+        assert service.statistics().answered == 2
+
+    opened = Future()
+    with runner_service(Gated(gate)) as service, connect(service.endpoint, "Gated") as handle:
+        asyncio.run(main(service, handle))
 
 
 class Mean(Lengths):
