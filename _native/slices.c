@@ -274,8 +274,7 @@ static void write_plain(uint8_t *descriptor, uint32_t key_bytes, bt_slice *slice
             to += row_bytes * s->count;
             s->walk.inlined = from + bt_pad8(row_bytes * s->rows->rows);
         }
-        memset(to, 0, bt_pad8(total) - total);
-        to += bt_pad8(total) - total;
+        to = bt_put_padding(to, total);
     }
 }
 
@@ -313,13 +312,14 @@ bt_written bt_write_slices(bt_outgoing *o, bt_record_type type, uint64_t id, int
 {
     if (o->w.failed) return BT_NO_MEMORY;
     extent all = extent_of(slices, count);
-    bt_written room = has_room(o, slices, count, key_bytes, &all);
-    if (room != BT_WRITTEN) return room;
     if (padded_rows < all.rows) padded_rows = all.rows;
     const bt_wire_rows *first = slices[0].rows;
     size_t bytes = plain_bytes(&all, first, key_bytes);
-    if (bytes == 0)
+    if (bytes == 0 || o->w.bytes + o->frame_bytes + bytes > max_bytes(o)) {
+        bt_written room = has_room(o, slices, count, key_bytes, &all);
+        if (room != BT_WRITTEN) return room;
         return write_any(o, type, id, budget_ns, all.rows, padded_rows, key, key_bytes, slices, count);
+    }
     uint8_t *descriptors = bt_write_rows_whole(&o->w, type, id, budget_ns, all.rows, padded_rows, first->buffers, key,
                                                key_bytes, bytes);
     if (descriptors == NULL) {

@@ -435,7 +435,7 @@ uint8_t *bt_write_rows_whole(bt_writer *w, bt_record_type type, uint64_t id, int
     put_fixed(d, budget_ns, rows, padded_rows, 0, buffers, key_bytes, 0);
     uint8_t *descriptors = d + BT_ROWS_FIXED_BYTES, *at = descriptors + (size_t)BT_DESCRIPTOR_BYTES * buffers;
     if (key_bytes) memcpy(at, key, key_bytes);
-    memset(at + key_bytes, 0, bt_pad8(key_bytes) - key_bytes);
+    bt_put_padding(at + key_bytes, key_bytes);
     return descriptors;
 }
 

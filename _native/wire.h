@@ -218,6 +218,12 @@ size_t bt_wire_rows_bytes(uint16_t buffers, size_t key_bytes, size_t meta_bytes)
 
 static inline size_t bt_pad8(size_t n) { return (n + 7u) & ~(size_t)7u; }
 
+/* Zeros behind `bytes` bytes, which end at `end`, up to the next multiple of 8; the end of those. */
+static inline uint8_t *bt_put_padding(uint8_t *end, size_t bytes) {
+    for (; bytes % 8 != 0; bytes++) *end++ = 0;
+    return end;
+}
+
 /* Copies, which are one instruction each. Put together byte by byte compilers take a vector register to it. */
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #define BT_LITTLE(bits, v) __builtin_bswap##bits(v)
