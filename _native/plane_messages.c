@@ -340,14 +340,23 @@ void bt_plane_grouped(bt_plane *p, const bt_command *c)
     }
 }
 
+/* There is no memory for what came; from somebody who is no peer it may have been a greeting. */
+static void lose_message(bt_plane *p, bt_peer *peer, const void *identity, size_t bytes)
+{
+    p->dropped++;
+    if (peer != NULL)
+        bt_plane_forgo(p, peer);
+    else
+        bt_plane_reply(p, identity, bytes, BT_E_UNREACHABLE, "no memory for a message");
+}
+
 /* One message of a peer, or of somebody who is none yet. */
 void bt_plane_receive(bt_plane *p, bt_message *m, const void *identity, size_t bytes)
 {
     bt_peer *peer = bt_peer_find(p, identity, bytes);
     int64_t n = check(p, peer, m);
     if (n == NO_MEMORY) {
-        p->dropped++;
-        if (peer != NULL) bt_plane_forgo(p, peer);
+        lose_message(p, peer, identity, bytes);
         return;
     }
     p->arrived_ns = bt_now_ns();
@@ -392,9 +401,8 @@ void bt_plane_receive_all(bt_plane *p)
         }
         bt_message *m = received == 1 ? bt_message_new(&p->inbox.zmsg[1], p->inbox.count - 1) : NULL;
         if (m == NULL) {
-            p->dropped++;
             bt_peer *peer = bt_peer_find(p, bt_zmq.msg_data(identity), bt_zmq.msg_size(identity));
-            if (peer != NULL) bt_plane_forgo(p, peer);
+            lose_message(p, peer, bt_zmq.msg_data(identity), bt_zmq.msg_size(identity));
             continue;
         }
         bt_plane_receive(p, m, bt_zmq.msg_data(identity), bt_zmq.msg_size(identity));

@@ -344,6 +344,7 @@ static void say_bye(bt_plane *p, const void *identity, size_t bytes)
     if (bt_zmq.msg_init_size(&parts[0], bytes) != 0) return;
     memcpy(bt_zmq.msg_data(&parts[0]), identity, bytes);
     int sent = bt_zmq.msg_init_size(&parts[1], sizeof bye) == 0;
+    p->may_have_input = 1; /* as in send_to */
     if (sent) {
         memcpy(bt_zmq.msg_data(&parts[1]), bye, sizeof bye);
         sent = bt_zmq.msg_send(&parts[0], p->router, BT_ZMQ_SNDMORE | BT_ZMQ_DONTWAIT) >= 0;
