@@ -182,13 +182,15 @@ void bt_plane_result(bt_plane *p, bt_peer *worker, bt_message *m, const bt_recor
 void bt_plane_raised(bt_plane *p, bt_peer *worker, const bt_record *r, const bt_wire_error *error);
 void bt_plane_ended(bt_plane *p, uint64_t batch, bt_finish how, const bt_wire_error *error);
 void bt_plane_fail_all(bt_plane *p, const bt_wire_error *error);
+void bt_plane_cancel_all(bt_plane *p, bt_peer *client);
+
+/* plane_workers.c */
 void bt_plane_leave(bt_plane *p, bt_peer *peer);
 void bt_plane_release(bt_plane *p, bt_peer *worker);
 void bt_plane_goodbye(bt_plane *p, bt_peer *peer);
 void bt_plane_lose(bt_plane *p, bt_peer *worker, const bt_wire_error *error);
 void bt_plane_kill(bt_plane *p, bt_peer *worker, const char *why);
 void bt_plane_kill_hung(bt_plane *p, int64_t now_ns);
-void bt_plane_cancel_all(bt_plane *p, bt_peer *client);
 
 /* Says of something so large that it is above max_message_bytes. */
 void bt_too_large(const bt_plane *p, uint64_t bytes, const char *what, char *text);

@@ -44,6 +44,7 @@ PLANE = [
     "_native/plane_peers.c",
     "_native/plane_questions.c",
     "_native/plane_queues.c",
+    "_native/plane_workers.c",
     "_native/slices.c",
     "_native/trust.c",
     "_native/wake.c",
