@@ -79,8 +79,10 @@ static size_t count_late(const bt_scheduler *s, const bt_batch *b, size_t count)
 static void drop(bt_scheduler *s, bt_batch *b, size_t count) {
     for (size_t i = 0; i < count; i++) {
         bt_part *part = &b->parts[s->late[i].part];
-        bt_policy_left(s->policy, s->now_ns, b->group->number, part->rows);
-        bt_call_expire(s, bt_call_of(s, part->id));
+        bt_call *c = bt_call_of(s, part->id);
+        /* With rows of it in the queue it leaves there, once. */
+        if (c->next_row == c->rows) bt_policy_left(s->policy, s->now_ns, b->group->number, part->rows);
+        bt_call_expire(s, c);
         part->id = 0;
     }
     size_t kept = 0;
