@@ -51,7 +51,7 @@ typedef struct {
     int64_t queued_calls;
     int64_t oldest_arrival_ns;
     int64_t newest_arrival_ns;
-    int64_t tightest_deadline_ns; /* INT64_MAX: none */
+    int64_t tightest_deadline_ns; /* by when the batch has to end, after now; INT64_MAX: none */
     int64_t idle_slots;
     int64_t total_slots;
     int64_t queued_rows_all;    /* all groups */

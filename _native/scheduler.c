@@ -254,15 +254,19 @@ int bt_expire(bt_scheduler *s, bt_id id) {
 
 /* ---- the decision: which group --------------------------------------------------------- */
 
-static bt_hold ask_policy(const bt_scheduler *s, bt_group *g, int64_t idle_slots) {
+static int64_t tightest_ns(const bt_group *g) {
     const bt_node *tightest = bt_heap_first(&g->tight);
+    return tightest ? tightest->key : BT_NEVER;
+}
+
+static bt_hold ask_policy(const bt_scheduler *s, bt_group *g, int64_t idle_slots, int64_t end_by_ns) {
     bt_view view = {
         .group = g->number,
         .queued_rows = g->queued_rows,
         .queued_calls = g->queued_calls,
         .oldest_arrival_ns = g->first->arrival_ns,
         .newest_arrival_ns = g->last->arrival_ns,
-        .tightest_deadline_ns = tightest ? tightest->key : BT_NEVER,
+        .tightest_deadline_ns = end_by_ns,
         .idle_slots = idle_slots,
         .total_slots = s->total_slots,
         .queued_rows_all = s->counted.queued_rows,
@@ -284,6 +288,18 @@ static size_t groups_by_rank(const bt_scheduler *s, bt_group **groups) {
     return count;
 }
 
+/* When the batch of each group has to end: by its own deadline, and early enough for the one that
+ * will have the slot after it. Else groups with one budget would all be held until the same moment. */
+static void leave_room(const bt_scheduler *s, bt_group *const *groups, size_t count, int64_t *end_by_ns) {
+    for (size_t i = count; i-- > 0;) {
+        size_t after = i + (size_t)bt_most(1, s->total_slots);
+        end_by_ns[i] = tightest_ns(groups[i]);
+        if (after >= count || end_by_ns[after] == BT_NEVER) continue;
+        int64_t took_ns = bt_policy_cost_high_ns(s->policy, groups[after]->queued_rows);
+        end_by_ns[i] = bt_least(end_by_ns[i], bt_most(s->now_ns + 1, end_by_ns[after] - took_ns));
+    }
+}
+
 /* The group of the oldest rank that is not held; NULL if all are, and then
  * *until_ns is when the first hold ends. A held group blocks no other. */
 static bt_group *choose(const bt_scheduler *s, int64_t idle_slots, bt_hold *hold, int64_t *until_ns) {
@@ -293,16 +309,19 @@ static bt_group *choose(const bt_scheduler *s, int64_t idle_slots, bt_hold *hold
         *hold = (bt_hold){0, 1, BT_RELEASE_WORKER_FREE};
         return groups[0];
     }
-    *hold = ask_policy(s, groups[0], idle_slots);
+    *hold = ask_policy(s, groups[0], idle_slots, tightest_ns(groups[0]));
     if (hold->hold_until_ns <= s->now_ns) return groups[0];
     if (s->ranks.count > MOST_GROUPS_HELD) {
         hold->reason = BT_RELEASE_WORKER_FREE;
         return groups[0];
     }
     *until_ns = hold->hold_until_ns;
-    size_t count = s->ranks.count > 1 ? groups_by_rank(s, groups) : 1;
-    for (size_t i = 1; i < count; i++) {
-        *hold = ask_policy(s, groups[i], idle_slots);
+    if (s->ranks.count == 1) return NULL;
+    int64_t end_by_ns[MOST_GROUPS_HELD];
+    size_t count = groups_by_rank(s, groups);
+    leave_room(s, groups, count, end_by_ns);
+    for (size_t i = 0; i < count; i++) {
+        *hold = ask_policy(s, groups[i], idle_slots, end_by_ns[i]);
         if (hold->hold_until_ns <= s->now_ns) return groups[i];
         *until_ns = bt_least(*until_ns, hold->hold_until_ns);
     }

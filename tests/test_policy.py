@@ -199,6 +199,27 @@ def test_a_full_batch_is_not_held_by_the_throughput_objective():
     assert (decision.action, decision.reason) == ("run", "full")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_groups_that_share_workers_are_all_released_early_enough_by_the_throughput_objective(workers):
+    engine = Engine(workers=workers, objective="throughput")
+    learn_two_sizes(engine)
+    deadline_ns = engine.now + 50 * MS
+    for group in range(5):
+        for _ in range(4):
+            engine.scheduler.admit(engine.now, 1, group=group, deadline_ns=deadline_ns, tag=next(engine.tags))
+    began_ns = engine.now
+    while engine.ends or engine.scheduler.statistics()["queued_calls"]:
+        decision = engine.decide()
+        if decision.action == "run":
+            continue
+        if engine.ends and (not decision.until_ns or min(engine.ends.values()) <= decision.until_ns):
+            engine.finish()
+        else:
+            engine.now = decision.until_ns
+    assert engine.scheduler.statistics()["expired"] == 0
+    assert began_ns + 40 * MS < engine.now <= deadline_ns
+
+
 @pytest.mark.parametrize("calls", [1, 3])
 def test_the_throughput_objective_without_deadlines_waits_for_as_long_as_it_may(calls):
     engine = Engine(objective="throughput", max_wait_ns=7 * MS)
