@@ -224,13 +224,23 @@ static void learn_noise(bt_cost *c, const bt_cost_slot *slot, double took_ns, do
     c->noise += (off - c->noise) * share;
 }
 
+/* The first batch of a second size. Of one size the line knows a height and nothing else, so that is no measure:
+ * more rows take no less than fewer, and a row no more than it did. */
+static double second_size(const bt_cost *c, int64_t rows, double took_ns) {
+    double linear_ns = c->mean_ns * (double)rows / (double)c->first_rows;
+    double least_ns = lower(c->mean_ns, linear_ns), most_ns = upper(c->mean_ns, linear_ns);
+    return lower(upper(took_ns, least_ns / APART), most_ns * APART);
+}
+
 /* A batch that counts. */
 static void learn(bt_cost *c, int64_t rows, double took_ns) {
     if (c->batches == 0) c->first_rows = c->least_rows = c->most_rows = rows;
-    if (rows != c->first_rows) c->two_sizes = 1;
+    int second = !c->two_sizes && rows != c->first_rows;
+    if (second) c->two_sizes = 1;
+    if (second) took_ns = second_size(c, rows, took_ns);
     bt_cost_slot *slot = &c->table[slot_of(rows)];
     double of_size_ns = took_ns;
-    int known = c->batches > 1 && (c->two_sizes ? slot->weight > 0.0f || c->batches > 8 : 1);
+    int known = c->batches > 1 && !second && (c->two_sizes ? slot->weight > 0.0f || c->batches > 8 : 1);
     if (known) {
         double predicted = bt_cost_mean(c, rows);
         double ratio = took_ns / predicted;

@@ -41,6 +41,6 @@ def check_cost(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return driver
 
 
-@pytest.mark.parametrize("section", ["sureness", "regimes", "strays", "steps", "noise"])
+@pytest.mark.parametrize("section", ["sureness", "regimes", "strays", "steps", "second size", "noise"])
 def test_the_cost_model_keeps_the_facts_of(section: str, check_cost: Path) -> None:
     run(check_cost, section)

@@ -170,6 +170,23 @@ static void steps(void) {
     expect(fabs(there - 1.0) < 0.15, "and is learned", there);
 }
 
+/* A lone caller for a while, then a crowd: of one size nothing was known but a height. */
+static void second_size(void) {
+    static const int before[] = {1, 4, 9, 100};
+    for (int b = 0; b < 4; b++) {
+        start();
+        learn(1, 5e6, before[b]);
+        learn(128, 6e6, 1);
+        double there = bt_cost_mean(&c, 64) / 5.5e6;
+        expect(fabs(there - 1.0) < 0.05, "the second size gives the line its slope at once", there);
+        start();
+        learn(1, 5e6, before[b]);
+        learn(2, 1e9, 1);
+        learn(2, 6e6, 3);
+        expect(bt_cost_mean(&c, 2) < 9e6, "were it a stray, it would be forgotten soon", bt_cost_mean(&c, 2));
+    }
+}
+
 static void noise(void) {
     start();
     traffic(6, 600, 1.0, 0.2);
@@ -189,6 +206,7 @@ int main(int argc, char **argv) {
     if (is("regimes")) regimes();
     if (is("strays")) strays();
     if (is("steps")) steps();
+    if (is("second size")) second_size();
     if (is("noise")) noise();
     if (checked == 0) fprintf(stderr, "no section %s\n", section);
     return checked == 0;
