@@ -49,6 +49,7 @@ typedef struct {
     float returns_survival; /* log of: no arrival since the last one, by each model */
     float gaps_survival;
     double surprise;        /* share of the rounds in which more came than the population, fading */
+    int64_t slots;          /* that it has the use of, as of the last decision */
     int worth_waiting;      /* in the long run, by bt_wait_plan */
     int64_t held_since_ns;  /* 0: no batch is held open */
     int64_t review_ns;      /* the hold is not judged anew before, */

@@ -155,7 +155,7 @@ void bt_policy_finished(bt_policy *p, int64_t now_ns, uint64_t group, int64_t an
     if (!c) return;
     if (c->batches > 0) c->batches--;
     bt_arrivals_completed(&p->arrivals, c, now_ns, answered);
-    if (is_planned(c->completions)) bt_wait_plan(&p->arrivals, c, &costs, p->total_slots);
+    if (is_planned(c->completions)) bt_wait_plan(&p->arrivals, c, &costs, c->slots > 0 ? c->slots : p->total_slots);
 }
 
 /* ---- costs --------------------------------------------------------------------------- */
@@ -234,7 +234,7 @@ static int64_t expected_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_v
         .others = (double)(view->queued_rows_all - view->queued_rows) * calls / rows,
         .room_rows = (double)p->options.max_batch_rows - rows,
         .idle_slots = view->idle_slots,
-        .total_slots = view->total_slots,
+        .total_slots = c->slots,
         .busy_share = p->busy_share,
         .rows_per_ns = p->rows_per_ns,
     };
@@ -244,6 +244,17 @@ static int64_t expected_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_v
     return c->review_ns;
 }
 
+/* Slots are shared by the groups that have rows here, each by its rows. */
+static int64_t slots_of_group(const bt_policy *p, const bt_view *view) {
+    int64_t own_rows = view->queued_rows, all_rows = view->queued_rows_all + p->in_flight_rows;
+    if (view->total_slots <= 1) return 1;
+    for (int i = 0; i < p->flight_count; i++)
+        if (p->flights[i].group == view->group) own_rows += p->flights[i].rows;
+    if (own_rows >= all_rows) return view->total_slots;
+    int64_t slots = (int64_t)((double)view->total_slots * (double)own_rows / (double)all_rows + 0.5);
+    return slots > 1 ? slots : 1;
+}
+
 /* How long the rule would wait if nothing forbade it. */
 static int64_t wanted_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_view *view, int64_t latest_ns, int fills) {
     const bt_policy_options *o = &p->options;
@@ -251,9 +262,11 @@ static int64_t wanted_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_vie
     if (o->objective == BT_THROUGHPUT && o->max_wait_ns >= 0) return INT64_MAX;
     if (bt_arrivals_everyone_here(c)) return now_ns;
     int64_t until_ns = expected_ns(p, c, now_ns, view);
-    int64_t start_ns = bt_spacing_start_ns(&p->spacing, p->flights, p->flight_count, view->idle_slots,
-                                           view->queued_rows_all, now_ns);
-    if (start_ns > until_ns) until_ns = start_ns;
+    if (c->slots == view->total_slots) {
+        int64_t start_ns = bt_spacing_start_ns(&p->spacing, p->flights, p->flight_count, view->idle_slots,
+                                               view->queued_rows_all, now_ns);
+        if (start_ns > until_ns) until_ns = start_ns;
+    }
     int64_t from_ns = p->completed_ns > view->oldest_arrival_ns ? p->completed_ns : view->oldest_arrival_ns;
     if (c->held_since_ns && c->held_since_ns < from_ns) from_ns = c->held_since_ns; /* others complete meanwhile */
     int64_t most_ns = from_ns + (int64_t)(HOLD_SHARE * (double)bt_policy_cost_ns(p, view->queued_rows));
@@ -277,7 +290,7 @@ static bt_size sized(const bt_policy *p, const bt_crowd *c, int64_t now_ns, cons
         .rows = view->queued_rows < most ? view->queued_rows : most,
         .rows_all = view->queued_rows_all + p->in_flight_rows,
         .idle_slots = view->idle_slots,
-        .total_slots = view->total_slots,
+        .total_slots = c ? c->slots : view->total_slots,
         .busy_share = p->busy_share,
         .rows_per_ns = p->rows_per_ns,
         .latency_ns = p->recent_rows > 0.0 ? p->recent_row_ns / p->recent_rows : 0.0,
@@ -303,6 +316,7 @@ bt_hold bt_policy_hold(bt_policy *p, int64_t now_ns, const bt_view *view) {
     }
     note_rows(p, now_ns, view->queued_rows_all + p->in_flight_rows);
     bt_crowd *c = bt_arrivals_find(&p->arrivals, view->group);
+    if (c) c->slots = slots_of_group(p, view);
     int later = !full && is_closed(p, c, view); /* most decisions of a hold need no size */
     bt_size size = later ? (bt_size){0, 0} : sized(p, c, now_ns, view);
     if (full) return release(now_ns, size.rows, BT_RELEASE_FULL);

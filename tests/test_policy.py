@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 
 import numpy as np
@@ -374,6 +375,38 @@ def test_a_burst_is_not_torn_over_free_workers_when_one_batch_is_as_fast(row_ns)
     learn_two_sizes(engine)
     engine.call(16)
     assert engine.run().rows == 16
+
+
+def answer_callers_of(keys: int, callers: int, workers: int, rule: str) -> float:
+    """Mean latency, in ms, of callers that think for about half a millisecond; each calls with one key."""
+    scheduler, rng = Scheduler(rule=rule), np.random.default_rng(1)
+    calls = [(round(rng.uniform(0, 0.5 * MS)), caller) for caller in range(callers)]
+    ends, called, latencies = [], {}, []
+    heapq.heapify(calls)
+    until_ns = None
+    while len(latencies) < 4000:
+        now = min(at[0][0] for at in (calls, ends, [(until_ns,)] if until_ns else []) if at)
+        while calls and calls[0][0] <= now:
+            _, caller = heapq.heappop(calls)
+            scheduler.admit(now, 1, group=caller % keys, tag=caller)
+            called[caller] = now
+        while ends and ends[0][0] <= now:
+            for event in scheduler.finished(heapq.heappop(ends)[1], now):
+                latencies.append(now - called[event.tag])
+                heapq.heappush(calls, (now + round(rng.uniform(0.47, 0.53) * MS), event.tag))
+        while (
+            len(ends) < workers
+            and (decision := scheduler.decide(now, workers - len(ends), workers)).action == "run"
+        ):
+            heapq.heappush(ends, (now + MS + 20 * US * decision.rows, decision.batch))
+        until_ns = decision.until_ns if len(ends) < workers else None
+    return float(np.mean(latencies)) / MS
+
+
+def test_the_workers_are_shared_by_the_keys_that_have_callers():
+    for keys in (2, 4):
+        learned, greedy = (answer_callers_of(keys, 64, 2, rule) for rule in ("learned", "greedy"))
+        assert learned < 1.02 * greedy
 
 
 def cost_of(engine: Engine, rows: int) -> float:
