@@ -227,7 +227,6 @@ static int64_t expected_ns(bt_policy *p, bt_crowd *c, int64_t now_ns, const bt_v
     double calls = (double)view->queued_calls, rows = fmax(1.0, (double)view->queued_rows);
     bt_moment m = {
         .now_ns = now_ns,
-        .oldest_ns = view->oldest_arrival_ns,
         .newest_ns = view->newest_arrival_ns,
         .calls = calls,
         .rows = rows,

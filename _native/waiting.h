@@ -14,7 +14,6 @@
 /* The moment of a decision: an idle slot, and calls of one group in the queue. */
 typedef struct {
     int64_t now_ns;
-    int64_t oldest_ns;
     int64_t newest_ns;
     double calls;
     double rows;
