@@ -35,6 +35,7 @@ cdef extern from "wire.h" nogil:
         int64_t budget_ns
         uint32_t rows
         uint32_t padded_rows
+        uint32_t client
         uint16_t method
         uint16_t buffers
         uint32_t key_bytes
@@ -110,6 +111,7 @@ cdef extern from "wire.h" nogil:
     )
     size_t bt_wire_rows_bytes(uint16_t buffers, size_t key_bytes, size_t meta_bytes)
     size_t bt_pad8(size_t n)
+    void bt_write_client(bt_writer *w, uint32_t client)
     void bt_write_descriptor(bt_writer *w, uint64_t bytes, int32_t row_bytes, uint32_t frames)
     uint8_t *bt_write_padded(bt_writer *w, const void *data, size_t bytes)
     void bt_write_rows_end(bt_writer *w, uint16_t frames)

@@ -27,7 +27,7 @@ Threads         Everything here runs under the GIL. Between the test and the cha
 cimport cython
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 import asyncio
 import heapq
@@ -612,6 +612,8 @@ cdef class ItemHandle:
     cdef NativeEngine _native  # the engine, if it is a native one
     cdef uint64_t _budgeted    # calls with the runner's budget
     cdef bint _budget_checked
+    cdef ItemHandle _parent    # of a client: the handle that makes its calls,
+    cdef uint32_t _number      # and whose they are
     cdef public object _local
     """What a subclass keeps in this process: outside `__dict__`, which is the user's."""
 
@@ -672,6 +674,22 @@ cdef class ItemHandle:
         """`run` as a coroutine, submitted when it is first awaited."""
         return self._call(args, kwargs, False)
 
+    def client(self, key):
+        """A handle whose calls are those of a client of their own, for fairness.
+
+        When a batch cannot take all rows that wait, clients take turns. The calls of one
+        process are one client's, unless it calls for others, as an HTTP front does for its
+        peers: `handle.client(peer).run(...)`. Cheap, keeps no state, and makes single calls,
+        and those of many rows where this handle does. Thread- and loop-safe as the handle is.
+
+        Args:
+            key: anything that has a hash; the same key is the same client in one process.
+
+        Raises:
+            TypeError: the key has no hash.
+        """
+        return _client_of(ItemClient.__new__(ItemClient), self, key)
+
 
 cdef class Handle(ItemHandle):
     """Makes calls of one item and of many rows: `run_batch` and `async_run_batch` too."""
@@ -687,6 +705,39 @@ cdef class Handle(ItemHandle):
     def async_run_batch(self, *args, **kwargs):
         """`run_batch` as a coroutine, submitted when it is first awaited."""
         return self._call(args, kwargs, True)
+
+    def client(self, key):
+        """A handle whose calls are those of a client of their own: see `ItemHandle.client`."""
+        return _client_of(Client.__new__(Client), self, key)
+
+
+@cython.final
+cdef class ItemClient(ItemHandle):
+    """What `client` of a handle for single calls returns."""
+
+    cdef Call _call(self, tuple args, dict kwargs, bint batched):
+        return _call_of(self, args, kwargs, batched)
+
+
+@cython.final
+cdef class Client(Handle):
+    """What `client` of a handle returns."""
+
+    cdef Call _call(self, tuple args, dict kwargs, bint batched):
+        return _call_of(self, args, kwargs, batched)
+
+
+cdef _client_of(ItemHandle client, ItemHandle handle, object key):
+    # 0 is the process itself. Two keys of one number take turns as one client.
+    client._number = <uint32_t>(hash(key) & 0xFFFFFFFF) or 1
+    client._parent = handle
+    return client
+
+
+cdef Call _call_of(ItemHandle client, tuple args, dict kwargs, bint batched):
+    cdef Call call = client._parent._call(args, kwargs, batched)
+    call.client = client._number
+    return call
 
 
 bt_set_am_send(<PyTypeObject *>Call, <void *>call_send)

@@ -206,7 +206,7 @@ cdef class Engine(NativeEngine):
         if self._clock is not None and call.deadline_ms is not None:
             deadline_ns = now_ns + <int64_t>(call.deadline_ms * NS_PER_MS)
             call.deadline_ns = -1  # on a clock of its own the scheduler alone watches it
-        admission = bt_admit(self._scheduler, now_ns, call.rows, group, deadline_ns, 0, <uint64_t><size_t><PyObject *>call)
+        admission = bt_admit(self._scheduler, now_ns, call.rows, group, deadline_ns, call.client, <uint64_t><size_t><PyObject *>call)
         if admission.verdict != BT_ADMITTED:
             raise self._refusal(call, admission)
         call.id = admission.id

@@ -524,6 +524,7 @@ cdef class PipeEngine(NativeEngine):
             raise
         bt_write_rows_begin(&out.w, BT_CALL, id_, call.deadline_ns, <uint32_t>rows, <uint32_t>rows, 0, 1,
                             <uint32_t>key_bytes, 0)
+        bt_write_client(&out.w, call.client)
         bt_write_descriptor(&out.w, size, <int32_t>key.row_bytes, framed)
         bt_write_padded(&out.w, PyBytes_AS_STRING(key.key), key_bytes)
         if not framed:
@@ -567,6 +568,7 @@ cdef class PipeEngine(NativeEngine):
         self.pipe.timed |= call.deadline_ns >= 0
         bt_write_rows_begin(&out.w, BT_CALL, id_, call.deadline_ns, <uint32_t>rows, <uint32_t>rows, 0,
                             <uint16_t>len(buffers), <uint32_t>len(key), 0)
+        bt_write_client(&out.w, call.client)
         for row_bytes, data, _ in buffers:
             bt_write_descriptor(
                 &out.w, cnp.PyArray_NBYTES(data), row_bytes, cnp.PyArray_NBYTES(data) > <Py_ssize_t>BT_INLINE_MAX_BYTES

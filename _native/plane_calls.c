@@ -83,6 +83,12 @@ static void refuse(bt_plane *p, bt_peer *client, uint64_t request, const bt_admi
     fail_request(p, client, request, &e);
 }
 
+/* For fairness: the connection, or one of those that it calls for. */
+static uint64_t client_of(const bt_peer *peer, const bt_wire_rows *rows)
+{
+    return peer->number + ((uint64_t)rows->client << 32);
+}
+
 void bt_plane_call(bt_plane *p, bt_peer *client, bt_message *m, const bt_record *r, const bt_wire_rows *rows)
 {
     bt_wire_error failing;
@@ -126,7 +132,7 @@ void bt_plane_call(bt_plane *p, bt_peer *client, bt_message *m, const bt_record 
         rows->budget_ns < 0 || rows->budget_ns > BT_NEVER - now_ns ? BT_NEVER : now_ns + rows->budget_ns;
     bt_entry *e = &p->ledger.entry[place];
     bt_admission a = bt_admit(p->scheduler, now_ns, rows->rows, p->ledger.group[e->group].number, deadline_ns,
-                              client->number, bt_ledger_tag(&p->ledger, place));
+                              client_of(client, rows), bt_ledger_tag(&p->ledger, place));
     if (a.verdict == BT_ADMITTED) {
         e->id = a.id;
         return;

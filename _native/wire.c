@@ -119,7 +119,8 @@ static bt_wire_verdict check_rows(const bt_record *r, bt_frame_size frame_size, 
     out->buffers = bt_get16(d + 34);
     out->key_bytes = bt_get32(d + 36);
     out->meta_bytes = bt_get32(d + 40);
-    if (bt_get32(d + 44) != 0) return BT_WIRE_RESERVED;
+    out->client = bt_get32(d + 44);
+    if (out->client != 0 && r->type != BT_CALL) return BT_WIRE_RESERVED;
     if (out->budget_ns < -1 || r->id == 0) return BT_WIRE_VALUE;
     if (out->budget_ns != -1 && r->type != BT_CALL && r->type != BT_BATCH) return BT_WIRE_VALUE;
     if (out->rows > BT_MAX_ROWS || out->padded_rows > BT_MAX_ROWS || out->buffers > BT_MAX_BUFFERS ||
@@ -424,6 +425,11 @@ void bt_write_rows_begin(bt_writer *w, bt_record_type type, uint64_t id, int64_t
 {
     uint8_t *d = begin(w, type, id, BT_ROWS_FIXED_BYTES);
     if (d != NULL) put_fixed(d, budget_ns, rows, padded_rows, method, buffers, key_bytes, meta_bytes);
+}
+
+void bt_write_client(bt_writer *w, uint32_t client)
+{
+    if (!w->failed) bt_put32(w->data + w->bytes - 4, client);
 }
 
 uint8_t *bt_write_rows_whole(bt_writer *w, bt_record_type type, uint64_t id, int64_t budget_ns, uint32_t rows,

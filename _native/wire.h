@@ -95,6 +95,7 @@ typedef struct {
     int64_t budget_ns;    /* -1: none */
     uint32_t rows;
     uint32_t padded_rows;
+    uint32_t client;         /* of a CALL: whose call it is among those of one connection; else 0 */
     uint16_t method;
     uint16_t buffers;
     uint32_t key_bytes;
@@ -198,6 +199,8 @@ void bt_write_error(bt_writer *w, uint64_t id, const bt_wire_error *e);
 void bt_write_rows_begin(bt_writer *w, bt_record_type type, uint64_t id, int64_t budget_ns,
                          uint32_t rows, uint32_t padded_rows, uint16_t method, uint16_t buffers,
                          uint32_t key_bytes, uint32_t meta_bytes);
+/* Whose call it is: right after its rows_begin. */
+void bt_write_client(bt_writer *w, uint32_t client);
 void bt_write_descriptor(bt_writer *w, uint64_t bytes, int32_t row_bytes, uint32_t frames);
 uint8_t *bt_write_padded(bt_writer *w, const void *data, size_t bytes);
 void bt_write_rows_end(bt_writer *w, uint16_t frames);

@@ -92,7 +92,7 @@ cdef tuple _rows(bt_wire_rows *rows, list message):
         buffers.append((buffer.row_bytes, lengths, data))
     return (
         rows.budget_ns, rows.rows, rows.padded_rows, rows.method, _bytes(rows.key, rows.key_bytes),
-        _bytes(rows.meta, rows.meta_bytes), buffers,
+        _bytes(rows.meta, rows.meta_bytes), buffers, rows.client,
     )
 
 
@@ -140,11 +140,12 @@ def pack(records):
 
 
 cdef _write_rows(bt_writer *writer, int type_, id_, tuple content, list frames):
-    budget_ns, rows, padded_rows, method, key, meta, buffers = content
+    budget_ns, rows, padded_rows, method, key, meta, buffers, *client = content
     cdef uint16_t count = 0
     bt_write_rows_begin(
         writer, type_, id_, budget_ns, rows, padded_rows, method, len(buffers), len(key), len(meta)
     )
+    bt_write_client(writer, client[0] if client else 0)
     for row_bytes, _, data in buffers:
         framed = len(data) > BT_INLINE_MAX_BYTES
         bt_write_descriptor(writer, len(data), row_bytes, framed)

@@ -63,7 +63,7 @@ class Sent:
         out = self.out
         deadline_ns = out.call.deadline_ns
         budget_ns = NONE if deadline_ns < 0 else max(0, deadline_ns - time.monotonic_ns())
-        return Rows(Type.CALL, self.id, out.rows, out.key, out.buffers, budget_ns)
+        return Rows(Type.CALL, self.id, out.rows, out.key, out.buffers, budget_ns, client=out.call.client)
 
     def answer(self, record: Rows) -> None:
         self.outcomes.answer(self.out, [Part(0, record.rows, record.key, record.buffers)])

@@ -393,7 +393,7 @@ class Dispatcher:
         if record.budget_ns != NONE:
             deadline_ns = time.monotonic_ns() + min(record.budget_ns, _LONGEST_BUDGET_NS)
         origin = RemoteOrigin(self._posting, client, record.id)
-        entry = Entry(origin, record.rows, record.key, record.buffers, deadline_ns)
+        entry = Entry(origin, record.rows, record.key, record.buffers, deadline_ns, record.client)
         client.calls[record.id] = entry
         self._admit(entry)
 

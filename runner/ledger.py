@@ -61,6 +61,7 @@ class Entry:
     key: bytes
     buffers: list[Buffer]
     deadline_ns: int = NONE
+    client: int = 0  # among those of one origin's connection
     admitted_ns: int = 0
     id: int = 0
     group: int = 0
@@ -137,9 +138,8 @@ class Ledger:
         entry.group = self._groups.acquire(entry.key)
         entry.tag, self._next_tag = self._next_tag, self._next_tag + 1
         deadline_ns = None if entry.deadline_ns == NONE else entry.deadline_ns
-        admission = self.scheduler.admit(
-            now_ns, entry.rows, entry.group, deadline_ns, entry.origin.client, entry.tag
-        )
+        client = entry.origin.client + (entry.client << 32)
+        admission = self.scheduler.admit(now_ns, entry.rows, entry.group, deadline_ns, client, entry.tag)
         if not admission.id:
             self._groups.release(entry.group)
             entry.origin.fail(self._refusal(admission, entry, now_ns))

@@ -135,6 +135,7 @@ class Rows:
     padded_rows: int = NONE
     method: int = 0
     metadata: bytes = b""
+    client: int = 0  # of a CALL: whose it is among those of one connection
 
     def __post_init__(self) -> None:
         if self.padded_rows == NONE:

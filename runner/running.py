@@ -260,7 +260,8 @@ class LocalEngine:
 
     def submit(self, call: Call) -> None:
         out = prepare(self._signature, call, allow_pickle=self._allow_pickle)
-        entry = Entry(_LocalOrigin(self._outcomes, out), out.rows, out.key, out.buffers, call.deadline_ns)
+        origin = _LocalOrigin(self._outcomes, out)
+        entry = Entry(origin, out.rows, out.key, out.buffers, call.deadline_ns, call.client)
         call.data = entry
         if not self._dispatcher.submit(entry):
             raise RunnerClosed("the service was stopped: no new calls are taken")

@@ -162,7 +162,7 @@ class Packet:
                 inline += _pad(*buffer.chunks)
         head = _ROWS.pack(
             record.budget_ns, record.rows, record.padded_rows, record.method,
-            len(record.buffers), len(record.key), len(record.metadata), 0,
+            len(record.buffers), len(record.key), len(record.metadata), record.client,
         )  # fmt: skip
         body = (head, *descriptors, *_pad(record.key), *_pad(record.metadata), *inline)
         return self._record(record, *body, frames=frames)
@@ -329,8 +329,8 @@ class _Reader:
         return Failure(id_, code, *texts, bytes(cause), exit_code, number)
 
     def _rows(self, kind: int, id_: int, frames: list[memoryview]) -> Rows:
-        budget, rows, padded, method, count, key_size, meta_size, zero = self._unpack(_ROWS)
-        _check(zero == 0, "a field that must be zero is not")
+        budget, rows, padded, method, count, key_size, meta_size, client = self._unpack(_ROWS)
+        _check(client == 0 or kind == Type.CALL, "a field that must be zero is not")
         _check(id_ != 0, "a call or batch has an id")
         _check(rows <= MAX_ROWS and padded <= MAX_ROWS, "too many rows")
         _check(padded >= rows if kind == Type.BATCH else padded == rows, "padded rows disagree with rows")
@@ -347,7 +347,7 @@ class _Reader:
             own, frames = frames[:frame_count], frames[frame_count:]
             buffers.append(self._buffer(rows, size, row_bytes, own))
         _check(not frames, "frames that no buffer owns")
-        return Rows(kind, id_, rows, key, buffers, budget, padded, method, metadata)
+        return Rows(kind, id_, rows, key, buffers, budget, padded, method, metadata, client)
 
     def _buffer(self, rows: int, size: int, row_bytes: int, frames: list[memoryview]) -> Buffer:
         _check(row_bytes >= VAR, "negative row size")

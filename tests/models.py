@@ -145,3 +145,16 @@ class Greet(SimpleRunner):
 
 
 double = Double()
+
+
+class Numbered(Runner):
+    """Returns for each row the number of its batch."""
+
+    options = BatchOptions(max_batch_size=4)
+
+    def _setup(self):
+        self.batches = 0
+
+    def _run_batch(self, x):
+        self.batches += 1
+        return np.full(len(x), self.batches)

@@ -34,7 +34,7 @@ def rows_records(draw):
     budget = draw(st.integers(-1, 2**63 - 1)) if kind in (CALL, BATCH) else -1
     content = (
         budget, rows, padded, draw(st.integers(0, 65535)), draw(texts), draw(texts),
-        draw(st.lists(buffers(rows), max_size=4)),
+        draw(st.lists(buffers(rows), max_size=4)), draw(st.integers(0, 2**32 - 1)) if kind == CALL else 0,
     )  # fmt: skip
     return kind, draw(ids), content
 
@@ -63,7 +63,7 @@ def test_what_is_written_is_read_back(records):
 
 def test_large_data_travels_in_a_frame_of_its_own():
     data = bytes(20_000)
-    record = (CALL, 1, (-1, 2, 2, 0, b"k", b"", [(10_000, None, data), (4, None, b"abcdefgh")]))
+    record = (CALL, 1, (-1, 2, 2, 0, b"k", b"", [(10_000, None, data), (4, None, b"abcdefgh")], 3))
     frames = wire.pack([record])
     assert [len(frame) for frame in frames[1:]] == [20_000]
     assert wire.parse(frames) == ([record], None, [1])
@@ -108,7 +108,6 @@ def patched(packet, offset, form, value):
         (52, "<I", 2**20 + 1, "limit"),
         (52, "<I", 2**20, "truncated"),
         (56, "<I", 2**32 - 1, "limit"),
-        (60, "<I", 1, "reserved"),
         (64, "<Q", 2**63, "limit"),
         (64, "<Q", 9, "count"),
         (72, "<i", -2, "value"),
@@ -118,6 +117,13 @@ def patched(packet, offset, form, value):
 )
 def test_a_field_that_breaks_a_rule_is_named(offset, form, value, verdict):
     assert wire.parse([patched(one_call(), offset, form, value)])[1] == verdict
+
+
+def test_only_a_call_is_some_client_s():
+    content = (-1, 0, 0, 0, b"", b"", [], 7)
+    assert wire.parse(wire.pack([(CALL, 1, content)]))[1] is None
+    for kind in (ANSWER, BATCH, RESULT):
+        assert wire.parse(wire.pack([(kind, 1, content)]))[1] == "reserved"
 
 
 def test_a_greeting_and_an_error_are_held_to_their_limits():
@@ -156,7 +162,7 @@ def test_a_frame_that_ends_inside_a_blob_is_refused():
 
 
 def test_the_calls_read_before_a_breach_are_known():
-    content = (-1, 0, 0, 0, b"", b"", [])
+    content = (-1, 0, 0, 0, b"", b"", [], 0)
     packet = wire.pack([(CALL, 7, content), (CALL, 8, content), (CALL, 9, content)])[0]
     second_budget = 16 + 48 + 16
     broken = patched(packet, second_budget, "<q", -2)
@@ -197,6 +203,6 @@ def test_a_mutated_message_is_refused_or_is_another_message(records, seed):
 
 
 def test_a_packet_above_a_limit_is_not_written():
-    content = (-1, 0, 0, 0, b"", b"", [])
+    content = (-1, 0, 0, 0, b"", b"", [], 0)
     with pytest.raises(ValueError, match="limit"):
         wire.pack([(CALL, 1, content)] * 65_537)

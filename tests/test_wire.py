@@ -51,9 +51,9 @@ def row_records(draw):
     padded = rows + draw(st.integers(0, 3)) if kind == Type.BATCH else rows
     budget = draw(st.integers(-1, 2**63 - 1)) if kind in (Type.CALL, Type.BATCH) else -1
     parts = draw(st.lists(buffers(rows), max_size=4))
-    return Rows(
-        kind, draw(ids), rows, draw(blobs), parts, budget, padded, draw(st.integers(0, 9)), draw(blobs)
-    )
+    client = draw(st.integers(0, 2**32 - 1)) if kind == Type.CALL else 0
+    method, metadata = draw(st.integers(0, 9)), draw(blobs)
+    return Rows(kind, draw(ids), rows, draw(blobs), parts, budget, padded, method, metadata, client)
 
 
 greetings = st.builds(
@@ -66,6 +66,12 @@ failures = st.builds(
 )  # fmt: skip
 plain = st.builds(Plain, st.sampled_from([Type.CANCEL, Type.PING, Type.PONG, Type.STOP, Type.BYE]), ids)
 messages = st.lists(st.one_of(row_records(), greetings, failures, plain), max_size=6)
+
+
+def test_only_a_call_is_some_client_s():
+    for kind in (Type.ANSWER, Type.BATCH, Type.RESULT):
+        with pytest.raises(BadPacket, match="zero"):
+            parse(packed(Rows(kind, 1, 0, b"", [], client=7)))
 
 
 def packed(*records):
@@ -158,7 +164,6 @@ def patched(packet, offset, form, value):
         (52, "<I", 2**20 + 8),  # key
         (52, "<I", 2**32 - 1),
         (56, "<I", 2**32 - 1),  # metadata
-        (60, "<I", 1),
         (64, "<Q", 9),  # data
         (64, "<Q", 2**63),
         (72, "<i", -2),  # row size

@@ -1,6 +1,6 @@
 """What other native modules may use of calls.pyx, without a Python instruction."""
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cdef extern from "pythread.h":
     ctypedef void *PyThread_type_lock
@@ -45,6 +45,7 @@ cdef class Call:
     cdef object named
     cdef readonly bint batched
     cdef object deadline_ms
+    cdef readonly uint32_t client  # 0: the process; else one of those that it calls for
     cdef readonly int64_t deadline_ns
     cdef public object data
     cdef int state
